@@ -1,0 +1,232 @@
+"""How close the outputs of an artifact are to the float PyTorch model's. numpy only.
+
+Arrays stack the samples on axis 0 and may be memory maps: they are read in blocks of about a
+million elements, so memory does not grow with the set. All sums are in float64.
+
+Results are always finite, because they are written as JSON: SQNR stays within +-200 dB, errors
+within the largest float32. NaN or infinity where the reference is finite gives the worst value, so
+that such an artifact is rejected by its figures and stays visible.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import DataError, EdgekitError
+from edgekit.types import Metric, OutputQuality
+
+Array = NDArray[Any]
+
+SQNR_CAP_DB = 200.0
+"""What identical outputs get, since infinity is not JSON; 32-bit floats end near 150 dB."""
+
+WORST_ERROR = float(np.finfo(np.float32).max)
+
+_BLOCK_ELEMENTS = 1 << 20
+
+
+def sqnr_db(reference: Array, other: Array) -> float:
+    """Signal to quantization noise, ``10 log10(sum ref^2 / sum (ref - other)^2)`` in dB.
+
+    Over all elements of all samples at once, as torch.ao's numeric suite
+    (`compute_sqnr`) does. Both arrays have the same shape (n, ...). Elements where both are the same infinity (masked
+    scores) count neither as signal nor as noise.
+
+    Raises:
+        DataError: the reference holds NaN, or there are no elements.
+        EdgekitError: the shapes differ.
+    """
+    signal = noise = 0.0
+    for ref, err in _errors(reference, other):
+        signal += float(np.sum(np.square(ref), where=np.isfinite(ref)))
+        noise += float(np.sum(np.square(err)))
+    if not math.isfinite(noise):
+        return -SQNR_CAP_DB
+    if noise == 0.0:
+        return SQNR_CAP_DB
+    if signal == 0.0:
+        return -SQNR_CAP_DB
+    return float(np.clip(10.0 * math.log10(signal / noise), -SQNR_CAP_DB, SQNR_CAP_DB))
+
+
+def max_abs_err(reference: Array, other: Array) -> float:
+    """Largest absolute difference, in the unit of the output; same shapes, raises as `sqnr_db`."""
+    worst = max(float(np.max(np.abs(err))) for _, err in _errors(reference, other))
+    return min(worst, WORST_ERROR)
+
+
+def output_quality(
+    names: Sequence[str], reference: Sequence[Array], other: Sequence[Array]
+) -> tuple[OutputQuality, ...]:
+    """SQNR and largest error of each output tensor by itself, in the order of the outputs.
+
+    Never over all tensors at once: a box tensor in pixels would drown a score tensor in 0..1.
+    """
+    if not len(names) == len(reference) == len(other):
+        raise EdgekitError(
+            f"The model has {len(names)} outputs, compared were {len(reference)} of the float "
+            f"model with {len(other)} of the artifact."
+        )
+    return tuple(
+        OutputQuality(name, sqnr_db(ref, out), max_abs_err(ref, out))
+        for name, ref, out in zip(names, reference, other, strict=True)
+    )
+
+
+def top1_agreement(reference: Array, other: Array) -> float:
+    """Fraction (0..1) of positions whose largest class is the same; shape (n, ..., C), classes last.
+
+    Equal scores count for the first of them, as in numpy. A position with NaN never agrees.
+    """
+    agree = total = 0
+    for ref, out in _blocks(reference, other):
+        same = np.argmax(ref, axis=-1) == np.argmax(out, axis=-1)
+        same &= ~np.isnan(out).any(axis=-1)
+        agree += int(np.count_nonzero(same))
+        total += same.size
+    return agree / total
+
+
+def float_metric(
+    metric: Metric, float_outputs: Sequence[Array], labels: Array | None
+) -> float | None:
+    """Top-1 accuracy (0..1) of the float model for ``"top1"``; None for metrics relative to it."""
+    if metric != "top1":
+        return None
+    return _accuracy(float_outputs[0], _checked_labels(float_outputs[0], labels))
+
+
+def metric_drop(
+    metric: Metric,
+    float_outputs: Sequence[Array],
+    outputs: Sequence[Array],
+    labels: Array | None,
+) -> float:
+    """What the artifact loses against the float model, absolute (0.01 = one point).
+
+    ``top1``: accuracy of the float model minus that of the artifact (negative where it gained).
+    ``agreement``: 1 - top-1 agreement. ``cosine``: 1 - mean over samples of the cosine between the
+    flattened outputs. The first output tensor decides. ``labels``: (n,) integers, for ``top1`` only.
+
+    Raises:
+        DataError: ``top1`` without labels, or labels that the outputs have no class for.
+    """
+    reference, other = float_outputs[0], outputs[0]
+    if metric == "top1":
+        checked = _checked_labels(reference, labels)
+        _check_shapes(reference, other)
+        return _accuracy(reference, checked) - _accuracy(other, checked)
+    if metric == "agreement":
+        return 1.0 - top1_agreement(reference, other)
+    return 1.0 - _mean_cosine(reference, other)
+
+
+def pick_metric(labels: Array | None, outputs: Sequence[Array]) -> Metric:
+    """The metric that fits, for ``metric = "auto"``.
+
+    One score per class (n, [1,] C >= 2) gives ``top1`` with labels and ``agreement`` without. Rows
+    of length one that are no probabilities are an embedding, and anything else (maps, boxes,
+    single values) has no top-1: both give ``cosine``.
+    """
+    first = outputs[0]
+    if first.ndim < 2 or math.prod(first.shape[1:-1]) != 1 or first.shape[-1] < 2:
+        return "cosine"
+    if labels is not None:
+        return "top1"
+    head = np.asarray(first[:256], dtype=np.float64).reshape(-1, first.shape[-1])
+    unit_length = np.allclose(np.linalg.norm(head, axis=-1), 1.0, atol=1e-3)
+    # A one-hot softmax has length one too, but it sums to one and has no negative entries.
+    if unit_length and (head < 0).any():
+        return "cosine"
+    return "agreement"
+
+
+def _errors(reference: Array, other: Array) -> Iterator[tuple[Array, Array]]:
+    """Blocks of (reference, reference - other); a NaN or infinite difference becomes +inf."""
+    for ref, out in _blocks(reference, other):
+        if np.isnan(ref).any():
+            raise DataError(
+                "The float model's own output holds NaN, so nothing can be compared with it.",
+                remedy="Check the weights and the preprocessing of the samples.",
+            )
+        with np.errstate(invalid="ignore"):
+            err = np.where(ref == out, 0.0, ref - out)
+        yield ref, np.where(np.isfinite(err), err, np.inf)
+
+
+def _blocks(reference: Array, other: Array) -> Iterator[tuple[Array, Array]]:
+    _check_shapes(reference, other)
+    rows = max(1, _BLOCK_ELEMENTS // max(1, math.prod(reference.shape[1:])))
+    for start in range(0, reference.shape[0], rows):
+        stop = start + rows
+        yield (
+            np.asarray(reference[start:stop], dtype=np.float64),
+            np.asarray(other[start:stop], dtype=np.float64),
+        )
+
+
+def _check_shapes(reference: Array, other: Array) -> None:
+    if reference.shape != other.shape:
+        raise EdgekitError(
+            f"The outputs cannot be compared: shape {reference.shape} of the float model, "
+            f"{other.shape} of the artifact."
+        )
+    if reference.ndim == 0 or reference.size == 0:
+        raise DataError("There are no samples to compare outputs on.")
+
+
+def _checked_labels(outputs: Array, labels: Array | None) -> Array:
+    if labels is None:
+        raise DataError(
+            "The metric top1 needs labels, and the evaluation set has none.",
+            remedy='Add labels, or set metric = "agreement".',
+        )
+    classes, n = outputs.shape[-1], outputs.shape[0]
+    if outputs.size == 0 or outputs.size != n * classes or labels.shape != (n,):
+        raise DataError(
+            f"The metric top1 needs one label and one row of scores per sample; there are "
+            f"{labels.size} labels for outputs of shape {outputs.shape}.",
+            remedy='Set metric = "agreement" or "cosine".',
+        )
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if wrong.size:
+        first = int(wrong[0])
+        raise DataError(
+            f"Label {int(labels[first])} of sample {first} is outside the model's classes "
+            f"0..{classes - 1}.",
+            remedy="Check the order of the class folders or the numbers in labels.csv.",
+        )
+    return labels
+
+
+def _accuracy(outputs: Array, labels: Array) -> float:
+    rows = max(1, _BLOCK_ELEMENTS // outputs.shape[-1])
+    right = 0
+    for start in range(0, labels.size, rows):
+        block = np.asarray(outputs[start : start + rows]).reshape(-1, outputs.shape[-1])
+        hit = np.argmax(block, axis=-1) == labels[start : start + rows]
+        right += int(np.count_nonzero(hit & ~np.isnan(block).any(axis=-1)))
+    return right / labels.size
+
+
+def _mean_cosine(reference: Array, other: Array) -> float:
+    total = 0.0
+    for ref, out in _blocks(reference, other):
+        a = ref.reshape(ref.shape[0], -1)
+        b = out.reshape(out.shape[0], -1)
+        masked = (a == b) & np.isinf(a)
+        a, b = np.where(masked, 0.0, a), np.where(masked, 0.0, b)
+        broken = ~(np.isfinite(a) & np.isfinite(b)).all(axis=1)
+        a, b = (np.where(broken[:, None], 0.0, v) for v in (a, b))
+        lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        same = np.all(a == b, axis=1) & ~broken
+        with np.errstate(invalid="ignore", divide="ignore"):
+            cosine = np.where(lengths > 0, np.sum(a * b, axis=1) / lengths, 0.0)
+        # Two zero vectors are the same answer, though their angle is undefined.
+        total += float(np.sum(np.where(same, 1.0, cosine)))
+    return total / reference.shape[0]
