@@ -1,0 +1,64 @@
+# `make demo` and `make test` start from a clean clone: git, make and Python 3.11 are enough.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS := executorch,tflite,onnx,torchscript,torchvision,demo,dev
+EXAMPLE := examples/efficientnet_lite0
+# For example: make test PYTEST='tests/edgekit -k bundle'
+PYTEST :=
+
+.PHONY: help demo test photos lint format types pytest venv system-packages clean
+
+help:
+	@echo 'make demo     set everything up, then quantize, measure and activate EfficientNet-Lite0 here'
+	@echo 'make test     set everything up, then lint, type-check and test'
+	@echo 'make venv     only the environment (.venv)'
+	@echo 'make format   format the code'
+	@echo 'make clean    remove what demo and test made, but for .venv'
+
+# Without the compiler the demo goes on with the runtimes that need none, and says so.
+demo: $(STAMP)
+	@.ci/system-packages --optional
+	@$(MAKE) --no-print-directory photos
+	@cd $(EXAMPLE) && PATH="$(BIN):$$PATH" edgekit run
+
+photos: $(STAMP)
+	@cd $(EXAMPLE) && "$(BIN)/python" photos.py
+
+test: system-packages
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory types
+	@$(MAKE) --no-print-directory pytest
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(STAMP)
+	$(VENV)/bin/mypy
+
+pytest: $(STAMP)
+	PATH="$(BIN):$$PATH" $(VENV)/bin/python -m pytest $(PYTEST)
+
+format: $(STAMP)
+	$(VENV)/bin/ruff check --fix-only .
+	$(VENV)/bin/ruff format .
+
+system-packages:
+	@.ci/system-packages
+
+venv: $(STAMP)
+
+# Reinstalled only when one of these files changes; a newer pin is then upgraded in place.
+$(STAMP): pyproject.toml constraints.txt .ci/make-venv
+	@.ci/make-venv $(VENV) $(EXTRAS)
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis htmlcov .coverage*
+	rm -rf $(EXAMPLE)/photos $(EXAMPLE)/bundle $(EXAMPLE)/runs
