@@ -202,14 +202,28 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class RawFile:
+    """A file of a bundle; ``path`` is relative to the bundle, with forward slashes."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """``manifest.json`` of a bundle."""
+    """``manifest.json`` of a bundle.
+
+    ``files`` are those that are neither artifacts nor tensors: ``recipe.json`` and, where the
+    classes have names, ``labels.txt``. With them every file of a bundle has its hash here.
+    """
 
     schema: int
     model: ModelSpec
     artifacts: tuple[Artifact, ...]
     golden: Golden
     evals: tuple[Evaluation, ...]
+    files: tuple[RawFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +237,18 @@ class CandidateFailure:
     message: str
     remedy: str = ""
     log_tail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeLog:
+    """``recipe.json`` of a bundle: how each artifact was made, and what could not be made.
+
+    ``recipes`` maps artifact ids to recipes.
+    """
+
+    schema: int
+    recipes: Mapping[str, Recipe]
+    failures: tuple[CandidateFailure, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
