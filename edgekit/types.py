@@ -107,11 +107,15 @@ class Inspection:
 
     ``int8_mac_share`` and ``delegated_share`` are fractions (0..1) of the multiply-accumulates of
     convolutions and matrix products: with int8 weights and activations, and inside the runtime's
-    accelerated delegate. None where the format does not let them be counted.
+    accelerated delegate. None where the format does not let them be counted, or where the runtime
+    has no delegate. ``dynamic_mac_share`` is the part of ``int8_mac_share`` whose activations are
+    quantized at run time only. ``outside_ops`` are the operators outside the delegate or, in an
+    INT8 artifact for a runtime without one, those that still compute in float.
     """
 
     int8_mac_share: float | None
     delegated_share: float | None
+    dynamic_mac_share: float | None = None
     outside_ops: tuple[OpCount, ...] = ()
     transposes: int = 0
     macs: int | None = None
