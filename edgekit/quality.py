@@ -33,8 +33,8 @@ _BLOCK_ELEMENTS = 1 << 20
 def sqnr_db(reference: Array, other: Array) -> float:
     """Signal to quantization noise, ``10 log10(sum ref^2 / sum (ref - other)^2)`` in dB.
 
-    Over all elements of all samples at once, as torch.ao's numeric suite
-    (`compute_sqnr`) does. Both arrays have the same shape (n, ...). Elements where both are the same infinity (masked
+    Over all elements of all samples at once, as `compute_sqnr` of torch.ao's numeric suite does.
+    Both arrays have the same shape (n, ...). Elements where both are the same infinity (masked
     scores) count neither as signal nor as noise.
 
     Raises:
@@ -79,7 +79,7 @@ def output_quality(
 
 
 def top1_agreement(reference: Array, other: Array) -> float:
-    """Fraction (0..1) of positions whose largest class is the same; shape (n, ..., C), classes last.
+    """Fraction (0..1) of positions with the same largest class; shape (n, ..., C), classes last.
 
     Equal scores count for the first of them, as in numpy. A position with NaN never agrees.
     """
@@ -111,7 +111,7 @@ def metric_drop(
 
     ``top1``: accuracy of the float model minus that of the artifact (negative where it gained).
     ``agreement``: 1 - top-1 agreement. ``cosine``: 1 - mean over samples of the cosine between the
-    flattened outputs. The first output tensor decides. ``labels``: (n,) integers, for ``top1`` only.
+    flattened outputs. The first output tensor decides. ``labels``: (n,) integers, for ``top1``.
 
     Raises:
         DataError: ``top1`` without labels, or labels that the outputs have no class for.
@@ -219,9 +219,9 @@ def _mean_cosine(reference: Array, other: Array) -> float:
     for ref, out in _blocks(reference, other):
         a = ref.reshape(ref.shape[0], -1)
         b = out.reshape(out.shape[0], -1)
-        masked = (a == b) & np.isinf(a)
+        masked: Array = (a == b) & np.isinf(a)
         a, b = np.where(masked, 0.0, a), np.where(masked, 0.0, b)
-        broken = ~(np.isfinite(a) & np.isfinite(b)).all(axis=1)
+        broken: Array = ~np.all(np.isfinite(a) & np.isfinite(b), axis=1)
         a, b = (np.where(broken[:, None], 0.0, v) for v in (a, b))
         lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         same = np.all(a == b, axis=1) & ~broken
@@ -229,4 +229,4 @@ def _mean_cosine(reference: Array, other: Array) -> float:
             cosine = np.where(lengths > 0, np.sum(a * b, axis=1) / lengths, 0.0)
         # Two zero vectors are the same answer, though their angle is undefined.
         total += float(np.sum(np.where(same, 1.0, cosine)))
-    return total / reference.shape[0]
+    return total / len(reference)

@@ -1,0 +1,291 @@
+"""Quantiles of latencies, their confidence intervals, and whether two candidates differ. Pure.
+
+Samples of one process are alike: they share its memory layout, its clock and the minute it ran in.
+The unit of replication is therefore the process (Kalibera & Jones, "Rigorous Benchmarking in
+Reasonable Time", ISMM 2013): a *block* is the list of latencies of one process, and every estimate
+gives each process the same weight, however many samples fitted into its time budget.
+
+Intervals are Student-t intervals on the logarithm, with the standard error from a bootstrap over
+blocks. A percentile bootstrap over five processes covers only 0.83 instead of 0.95 (measured here;
+the cause is in Hesterberg, "What Teachers Should Know About the Bootstrap", Am. Stat. 2015, section
+5.2: too narrow by sqrt((n-1)/n) and normal instead of t tails). Both are put right; with five or
+more processes the coverage of the median is 0.93 to 0.97.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import MeasurementInvalid
+from edgekit.types import Interval
+
+Array = NDArray[Any]
+Blocks = Sequence[Sequence[float] | Array]
+
+NOISE_FLOOR = 0.01
+"""Differences below 1 % are not acted on, as in criterion.rs (its default noise threshold)."""
+
+RESAMPLES = 1000
+"""The standard error of a standard error from 1000 resamples is 2 %, below what decides."""
+
+_POINTS_PER_BLOCK = 200
+_MAX_BATCHES = 10
+_MIN_BATCH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """``ratio`` = quantile of a / quantile of b; ``verdict`` is about a."""
+
+    ratio: Interval
+    verdict: Literal["faster", "slower", "tied"]
+
+
+def quantile(blocks: Blocks, q: float) -> float:
+    """The ``q``-quantile (0 < q < 1) of all samples, each block weighing the same.
+
+    Definition 2 of Hyndman & Fan ("Sample Quantiles in Statistical Packages", Am. Stat. 1996): the
+    inverse of the distribution function, averaged where it jumps. Unlike the interpolating
+    definitions it is well defined with weights, and p50 of an even count is the usual midpoint.
+
+    Raises:
+        MeasurementInvalid: there are no samples.
+    """
+    filled = _filled(blocks)
+    return float(_Pool(filled).quantiles(np.ones((1, len(filled))), q)[0])
+
+
+def quantile_interval(
+    blocks: Blocks,
+    q: float,
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Interval:
+    """`quantile` with its confidence interval, in the unit of the samples (positive numbers).
+
+    A single process is cut into up to ten consecutive batches (batch means, Law & Kelton), which
+    covers drift inside it but knows nothing of how processes differ; use at least five.
+
+    Raises:
+        MeasurementInvalid: too few samples to say how far off the value may be.
+    """
+    spread = _spread(blocks, q, resamples, seed)
+    return _interval(spread.log_value, spread.log_error, spread.freedom, confidence)
+
+
+def compare(
+    a: Blocks,
+    b: Blocks,
+    q: float,
+    *,
+    noise_floor: float = NOISE_FLOOR,
+    confidence: float = 0.95,
+    paired: bool = False,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Comparison:
+    """Is ``a`` faster than ``b`` at quantile ``q``?
+
+    Tied means that the interval of the ratio reaches into 1 +- ``noise_floor``: either they are
+    alike or the measurement cannot tell. Independent processes are compared as Welch's test does
+    ("The generalization of 'Student's' problem", Biometrika 1947), on the logarithm.
+
+    ``paired`` takes block i of both as neighbours in time (one round of an interleaved probe), so
+    that what slowed the machine in that round cancels. It needs equally many blocks, two or more.
+
+    Raises:
+        MeasurementInvalid: too few samples, or ``paired`` with unequal or single blocks.
+    """
+    if paired:
+        ratio = _paired_ratio(a, b, q, confidence, resamples, seed)
+    else:
+        # One seed for both would resample them in step and make their errors look alike.
+        one, other = _spread(a, q, resamples, seed), _spread(b, q, resamples, seed + 1)
+        error = math.hypot(one.log_error, other.log_error)
+        freedom = _welch(one, other)
+        ratio = _interval(one.log_value - other.log_value, error, freedom, confidence)
+    if ratio.low > 1 + noise_floor:
+        return Comparison(ratio, "slower")
+    if ratio.high < 1 / (1 + noise_floor):
+        return Comparison(ratio, "faster")
+    return Comparison(ratio, "tied")
+
+
+def t_quantile(p: float, freedom: int) -> float:
+    """Quantile of Student's t with ``freedom`` >= 1 degrees, for 0.5 <= p < 1.
+
+    By bisection on the closed form of the distribution function for whole degrees of freedom
+    (Abramowitz & Stegun 26.7.3 and 26.7.4); exact to 1e-9, without scipy.
+    """
+    low, high = 0.0, 2.0
+    while _t_cdf(high, freedom) < p:
+        high *= 2
+    while high - low > 1e-10 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_cdf(middle, freedom) < p else (low, middle)
+    return (low + high) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Spread:
+    """A quantile on the log scale, its standard error, and that error's degrees of freedom."""
+
+    log_value: float
+    log_error: float
+    freedom: int
+
+
+class _Pool:
+    """The samples of some blocks in order, ready for quantiles under many weightings."""
+
+    def __init__(self, blocks: Sequence[Array]) -> None:
+        values = np.concatenate(blocks)
+        order = np.argsort(values, kind="stable")
+        sizes = np.array([block.size for block in blocks])
+        self._values = values[order]
+        self._owner = np.repeat(np.arange(len(blocks)), sizes)[order]
+        self._share = 1.0 / sizes[self._owner]
+
+    def quantiles(self, weights: Array, q: float) -> Array:
+        """One quantile per row of ``weights``, shape (rows, blocks), rows not all zero."""
+        reached = np.cumsum(weights[:, self._owner] * self._share, axis=1)
+        wanted = q * weights.sum(axis=1, keepdims=True)
+        slack = 1e-9 * weights.sum(axis=1, keepdims=True)
+        last = self._values.size - 1
+        below = np.minimum(np.count_nonzero(reached < wanted - slack, axis=1), last)
+        above = np.minimum(np.count_nonzero(reached <= wanted + slack, axis=1), last)
+        found: Array = (self._values[below] + self._values[above]) / 2
+        return found
+
+
+def _reduced(block: Array) -> Array:
+    """At most 200 points of the same distribution, so that resampling long runs stays cheap."""
+    if block.size <= _POINTS_PER_BLOCK:
+        return block
+    at = (np.arange(_POINTS_PER_BLOCK) + 0.5) / _POINTS_PER_BLOCK
+    points: Array = np.quantile(block, at, method="hazen")
+    return points
+
+
+def _filled(blocks: Blocks) -> list[Array]:
+    # A clock that stood still reads 0 ns, which has no logarithm.
+    filled = [np.maximum(np.asarray(b, dtype=np.float64), 1e-12) for b in blocks if len(b)]
+    if not filled:
+        raise MeasurementInvalid(
+            "There is no latency sample.", remedy="Probe again with a longer --budget-s."
+        )
+    return filled
+
+
+def _replicates(blocks: Blocks) -> list[Array]:
+    """The blocks; a single one is cut into consecutive batches."""
+    filled = _filled(blocks)
+    if len(filled) > 1:
+        return filled
+    batches = min(_MAX_BATCHES, filled[0].size // _MIN_BATCH)
+    if batches < 2:
+        raise MeasurementInvalid(
+            f"One process with {filled[0].size} samples gives no confidence interval.",
+            remedy="Probe again with more --processes or a longer --budget-s.",
+        )
+    return list(np.array_split(filled[0], batches))
+
+
+def _resampled(count: int, resamples: int, seed: int) -> tuple[Array, Array]:
+    """Bootstrap weights (rows, count) without repeats, and how often each row was drawn.
+
+    Few blocks have few distinct resamples: 126 for five.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+    rows, times = np.unique(drawn, axis=0, return_counts=True)
+    return rows.astype(np.float64), times
+
+
+def _standard_error(values: Array, times: Array, count: int) -> float:
+    """Of log values drawn ``times`` often, with the correction for ``count`` blocks."""
+    mean = np.average(values, weights=times)
+    variance = np.average(np.square(values - mean), weights=times)
+    return math.sqrt(float(variance) * count / (count - 1))
+
+
+def _log_quantile(blocks: Sequence[Array], q: float) -> float:
+    return float(np.log(_Pool(blocks).quantiles(np.ones((1, len(blocks))), q)[0]))
+
+
+def _log_quantiles(blocks: Sequence[Array], rows: Array, q: float) -> Array:
+    """One per row of bootstrap weights."""
+    return np.log(_Pool([_reduced(block) for block in blocks]).quantiles(rows, q))
+
+
+def _spread(blocks: Blocks, q: float, resamples: int, seed: int) -> _Spread:
+    replicates = _replicates(blocks)
+    count = len(replicates)
+    rows, times = _resampled(count, resamples, seed)
+    error = _standard_error(_log_quantiles(replicates, rows, q), times, count)
+    return _Spread(_log_quantile(replicates, q), error, count - 1)
+
+
+def _paired_ratio(
+    a: Blocks, b: Blocks, q: float, confidence: float, resamples: int, seed: int
+) -> Interval:
+    count = len(a)
+    if (
+        count != len(b)
+        or count < 2
+        or not all(len(x) and len(y) for x, y in zip(a, b, strict=True))
+    ):
+        raise MeasurementInvalid(
+            f"A paired comparison needs as many processes of both, at least two; there are "
+            f"{len(a)} and {len(b)}."
+        )
+    one, other = _filled(a), _filled(b)
+    rows, times = _resampled(count, resamples, seed)
+    logs = _log_quantiles(one, rows, q) - _log_quantiles(other, rows, q)
+    error = _standard_error(logs, times, count)
+    value = _log_quantile(one, q) - _log_quantile(other, q)
+    return _interval(value, error, count - 1, confidence)
+
+
+def _interval(log_value: float, log_error: float, freedom: int, confidence: float) -> Interval:
+    # Two wildly different processes reach beyond what a float, and JSON, can hold.
+    reach = min(t_quantile((1 + confidence) / 2, freedom) * log_error, 300.0)
+    return Interval(
+        value=math.exp(log_value),
+        low=math.exp(log_value - reach),
+        high=math.exp(log_value + reach),
+        confidence=confidence,
+    )
+
+
+def _welch(one: _Spread, other: _Spread) -> int:
+    """Welch-Satterthwaite degrees of freedom, rounded down to stay on the safe side."""
+    a, b = one.log_error**2, other.log_error**2
+    if a + b == 0:
+        return one.freedom + other.freedom
+    return max(1, int((a + b) ** 2 / (a**2 / one.freedom + b**2 / other.freedom)))
+
+
+def _t_cdf(t: float, freedom: int) -> float:
+    """P(T <= t) for t >= 0."""
+    angle = math.atan2(t, math.sqrt(freedom))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    if freedom % 2:
+        term, total = cosine, 0.0
+        for k in range(1, freedom - 1, 2):
+            total += term
+            term *= cosine**2 * (k + 1) / (k + 2)
+        return 0.5 + (angle + sine * total) / math.pi
+    term, total = 1.0, 0.0
+    for k in range(0, freedom - 1, 2):
+        total += term
+        term *= cosine**2 * (k + 1) / (k + 2)
+    return 0.5 + sine * total / 2
