@@ -35,23 +35,7 @@ def to_jsonable(obj: object) -> Any:
         TypeError: for anything else (a numpy scalar, a path): the caller says what it means by it.
         ValueError: for NaN and infinities, which JSON cannot hold, and integers beyond +-(2^53-1).
     """
-    if obj is None or isinstance(obj, (str, bool)):
-        return obj
-    if isinstance(obj, int):
-        if abs(obj) > MAX_INTEGER:
-            raise ValueError(f"{obj} is beyond the integers that JSON readers keep exactly")
-        return int(obj)
-    if isinstance(obj, float):
-        if not math.isfinite(obj):
-            raise ValueError(f"{obj} is not a JSON number")
-        return float(obj)
-    if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
-        return {f.name: to_jsonable(getattr(obj, f.name)) for f in dataclasses.fields(obj)}
-    if isinstance(obj, Mapping):
-        return {_key(key): to_jsonable(value) for key, value in obj.items()}
-    if isinstance(obj, (tuple, list)):
-        return [to_jsonable(value) for value in obj]
-    raise TypeError(f"{type(obj).__name__} cannot be written as JSON: {obj!r:.80}")
+    return _plain(obj, "")
 
 
 def to_json(obj: object, *, indent: int | None = None) -> str:
@@ -169,10 +153,31 @@ def _adapter(cls: Any) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 
-def _key(key: object) -> str:
-    if not isinstance(key, str):
-        raise TypeError(f"a JSON object cannot have the key {key!r:.80}")
-    return key
+def _plain(obj: object, path: str) -> Any:
+    if obj is None or isinstance(obj, (str, bool)):
+        return obj
+    if isinstance(obj, int):
+        if abs(obj) > MAX_INTEGER:
+            raise ValueError(f"{path}: {obj} is beyond the integers that JSON readers keep exactly")
+        return int(obj)
+    if isinstance(obj, float):
+        if not math.isfinite(obj):
+            raise ValueError(f"{path}: {obj} is not a JSON number")
+        return float(obj)
+    if isinstance(obj, (tuple, list)):
+        return [_plain(value, f"{path}[{i}]") for i, value in enumerate(obj)]
+    if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
+        items: list[tuple[Any, Any]] = [
+            (f.name, getattr(obj, f.name)) for f in dataclasses.fields(obj)
+        ]
+    elif isinstance(obj, Mapping):
+        items = list(obj.items())
+    else:
+        raise TypeError(f"{path}: {type(obj).__name__} cannot be written as JSON: {obj!r:.80}")
+    for key, _ in items:
+        if not isinstance(key, str):
+            raise TypeError(f"{path}: a JSON object cannot have the key {key!r:.80}")
+    return {key: _plain(value, f"{path}.{key}".lstrip(".")) for key, value in items}
 
 
 def _check_depth_and_text(document: Any, refuse: Any) -> None:

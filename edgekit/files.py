@@ -20,6 +20,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -46,16 +47,25 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
     Text is written as UTF-8. Missing parent folders are an ``OSError``, not created.
     """
-    content = data.encode("utf-8") if isinstance(data, str) else data
+    with staged_file(path) as f:
+        f.write(data.encode("utf-8") if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def staged_file(path: Path) -> Iterator[BinaryIO]:
+    """Gives an empty file to write; when the block ends well, it replaces ``path`` atomically.
+
+    On any exception, ``KeyboardInterrupt`` included, ``path`` stays as it was.
+    """
     temporary = _sibling(path, "tmp")
     try:
         # Not tempfile: its 0600 would stay on the final file.
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         with open(fd, "wb") as f:
-            fcntl.flock(f, fcntl.LOCK_EX)
-            f.write(content)
+            _try_lock(fd, block=True)
+            yield f
             f.flush()
-            os.fsync(f.fileno())
+            os.fsync(fd)
             os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
