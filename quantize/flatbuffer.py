@@ -26,14 +26,14 @@ class Damaged(ValueError):
 
 
 class Table:
-    """A table at byte ``at`` of ``data``. Subclasses declare fields."""
+    """A table at byte ``pos`` of ``buf``. Subclasses declare fields."""
 
-    __slots__ = ("at", "data")
+    __slots__ = ("buf", "pos")
     identifier: ClassVar[bytes] = b""
 
     def __init__(self, data: memoryview, at: int) -> None:
-        self.data = data
-        self.at = at
+        self.buf = data
+        self.pos = at
 
     @classmethod
     def root(cls, data: memoryview) -> Self:
@@ -43,13 +43,13 @@ class Table:
         return cls(data, _follow(data, 0))
 
     def field(self, slot: int) -> int:
-        """Where the field's value lies in ``data``; 0 where the field has its default."""
-        vtable = self.at - _read(self.data, "i", self.at)
+        """Where the field's value lies in ``buf``; 0 where the field has its default."""
+        vtable = self.pos - _read(self.buf, "i", self.pos)
         entry = 4 + 2 * slot
-        if entry + 2 > _read(self.data, "H", vtable):
+        if entry + 2 > _read(self.buf, "H", vtable):
             return 0
-        offset = _read(self.data, "H", vtable + entry)
-        return self.at + offset if offset else 0
+        offset = _read(self.buf, "H", vtable + entry)
+        return self.pos + offset if offset else 0
 
     def union(self, slot: int, kinds: Mapping[int, type[Table]]) -> tuple[int, Table | None]:
         """Type number and value of a union whose type is in ``slot`` and its value in the next.
@@ -57,11 +57,11 @@ class Table:
         The value is None where the type is not one of ``kinds``.
         """
         at = self.field(slot)
-        tag = _read(self.data, "B", at) if at else 0
+        tag = _read(self.buf, "B", at) if at else 0
         value = self.field(slot + 1)
         if tag not in kinds or not value:
             return tag, None
-        return tag, kinds[tag](self.data, _follow(self.data, value))
+        return tag, kinds[tag](self.buf, _follow(self.buf, value))
 
 
 class Field(Generic[T]):
@@ -77,7 +77,7 @@ class Field(Generic[T]):
     def __get__(self, table: Table | None, owner: type[Any]) -> Self | T:
         if table is None:
             return self
-        return self.read(table.data, table.field(self.slot))
+        return self.read(table.buf, table.field(self.slot))
 
     def read(self, data: memoryview, at: int) -> T:
         """The value at byte ``at``; the default where ``at`` is 0."""

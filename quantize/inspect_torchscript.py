@@ -1,0 +1,163 @@
+"""Opens a TorchScript ``.pt`` file: runs it once on zeros and counts what PyTorch executes.
+
+A TorchScript file names its operators but not their shapes, and int8 weights are opaque objects. One
+run under a dispatch mode tells both exactly, control flow and all. A traced file remembers the
+shapes of its inputs; for others (scripted, frozen) they are guessed and a note says so.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import MissingExtra, UsageError
+from edgekit.quantize.macs import size_note, summarise, unreadable
+from edgekit.types import Inspection
+
+if TYPE_CHECKING:
+    from edgekit.quantize.torch_counter import Counts
+
+_LABEL = "a TorchScript program"
+_GUESSES = ((1, 3, 224, 224), (1, 1, 224, 224), (1, 3, 32, 32), (1, 1, 28, 28))
+
+
+def inspect(path: Path) -> Inspection:
+    """Count the MACs of one inference.
+
+    ``delegated_share`` is None: there is no delegate.
+
+    Raises:
+        UsageError: the file is damaged, or it holds weights but no program.
+        MissingExtra: torch is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtra("torch", "torchscript") from error
+
+    parts = _parts(path)
+    model = _load(path)
+    notes = [size_note(path, parts)]
+    counts = _run(model, notes)
+    if counts is None:
+        return summarise(
+            [],
+            outside={},
+            transposes=0,
+            quantize_ops=0,
+            weight_bytes=parts["tensors"],
+            uncounted=["operators of unknown shape"],
+            notes=notes,
+        )
+    quantized = any(op.arithmetic in ("static", "dynamic") for op in counts.ops)
+    return summarise(
+        counts.ops,
+        outside=counts.float_ops if quantized else {},
+        transposes=counts.transposes,
+        quantize_ops=counts.quantize_ops,
+        weight_bytes=parts["tensors"],
+        uncounted=counts.uncounted,
+        notes=notes,
+    )
+
+
+def _load(path: Path) -> Any:
+    """The program, with the shapes of its inputs where it was saved with them."""
+    import torch
+
+    for restore_shapes in (True, False):
+        try:
+            # The public name of this is only in the C++ API; it is how the vendor's tools do it.
+            return torch.jit.load(str(path), map_location="cpu", _restore_shapes=restore_shapes)
+        except (RuntimeError, ValueError) as error:
+            # Restoring runs the program, which may fail where loading does not.
+            failure = error
+    raise unreadable(path, _LABEL, _first_line(failure)) from failure
+
+
+def _run(model: Any, notes: list[str]) -> Counts | None:
+    """Run once on zeros of the stored or of guessed shapes; None where that fails."""
+    import torch
+
+    from edgekit.quantize.torch_counter import CountingMode
+
+    stated = _stored_inputs(model)
+    candidates = [stated] if stated else [[torch.zeros(shape)] for shape in _guesses(model)]
+    reason = ""
+    for inputs in candidates:
+        mode = CountingMode()
+        try:
+            # Not inference_mode: there, composite operators arrive whole.
+            with torch.no_grad(), mode:
+                model(*inputs)
+        # A foreign program may raise anything.
+        except Exception as error:
+            reason = reason or _first_line(error)
+            continue
+        engine = torch.backends.quantized.engine
+        notes.append(f"run once by PyTorch {torch.__version__}, quantized engine {engine}")
+        if not stated:
+            shape = "x".join(str(n) for n in inputs[0].shape)
+            notes.append(f"the file does not say its input; {shape} is assumed")
+        return mode.counts
+    notes.append(f"cannot be run on zeros here: {reason}")
+    return None
+
+
+def _guesses(model: Any) -> Iterator[tuple[int, ...]]:
+    """Input shapes to try: what the first weight fits, then what is usual."""
+    for weight in model.parameters():
+        if weight.dim() == 4:
+            yield (1, weight.shape[1], 224, 224)
+        elif weight.dim() == 2:
+            yield (1, weight.shape[1])
+        break
+    yield from _GUESSES
+
+
+def _stored_inputs(model: Any) -> list[Any]:
+    """Zeros of the shapes that the program was traced with; empty where they are not known."""
+    import torch
+
+    zeros = []
+    for value in list(model.forward.graph.inputs())[1:]:  # the first one is the module
+        kind = value.type()
+        sizes = kind.sizes() if kind.kind() == "TensorType" else None
+        if sizes is None:
+            return []
+        dtype = getattr(torch, str(kind.scalarType()).lower(), torch.float32)
+        zeros.append(torch.zeros(sizes, dtype=dtype))
+    return zeros
+
+
+def _parts(path: Path) -> Mapping[str, int]:
+    """Bytes of tensors, code and debug information in the archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [(e.filename.split("/")[1:], e.file_size) for e in archive.infolist()]
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise unreadable(path, _LABEL, error) from error
+    folders = {name[0] for name, _ in entries if name}
+    if not {"code", "constants.pkl"} <= folders:
+        if "data.pkl" in folders:
+            raise UsageError(
+                f"{path} holds weights saved by torch.save, not a TorchScript program.",
+                remedy="Quantize the model itself: edgekit quantize file.py:factory "
+                f"--weights {path.name}",
+            )
+        raise unreadable(path, _LABEL, "the archive holds no program")
+    sizes: Counter[str] = Counter(tensors=0)
+    for name, size in entries:
+        if name and name[0] in ("data", "constants"):
+            sizes["tensors"] += size
+        elif name and name[0] == "code":
+            sizes["debug" if name[-1].endswith(".debug_pkl") else "code"] += size
+    return sizes
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".")[:200] if lines else type(error).__name__
