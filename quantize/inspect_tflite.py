@@ -175,7 +175,8 @@ class _Graph:
             source = self.producer.get(w)
             if source is not None and self.names[source] == "DEQUANTIZE":
                 original = fb.item(self.operators[source].inputs, 0, "input of DEQUANTIZE")
-                if self.types[original] in _EIGHT_BIT and self.constant[original]:
+                kind = fb.item(tuple(self.types), original, "tensor")
+                if kind in _EIGHT_BIT and self.constant[original]:
                     return "weight_only"
             return "float"
         return "other"

@@ -1,12 +1,13 @@
 """Opens a TorchScript ``.pt`` file: runs it once on zeros and counts what PyTorch executes.
 
-A TorchScript file names its operators but not their shapes, and int8 weights are opaque objects. One
-run under a dispatch mode tells both exactly, control flow and all. A traced file remembers the
+A TorchScript file names its operators but not their shapes, and int8 weights are opaque objects.
+One run under a dispatch mode tells both exactly, control flow and all. A traced file remembers the
 shapes of its inputs; for others (scripted, frozen) they are guessed and a note says so.
 """
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -33,11 +34,6 @@ def inspect(path: Path) -> Inspection:
         UsageError: the file is damaged, or it holds weights but no program.
         MissingExtra: torch is not installed.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingExtra("torch", "torchscript") from error
-
     parts = _parts(path)
     model = _load(path)
     notes = [size_note(path, parts)]
@@ -66,15 +62,22 @@ def inspect(path: Path) -> Inspection:
 
 def _load(path: Path) -> Any:
     """The program, with the shapes of its inputs where it was saved with them."""
-    import torch
+    try:
+        import torch
+    except ImportError as error:
+        raise MissingExtra("torch", "torchscript") from error
 
+    failure: Exception | None = None
+    # Restoring the shapes runs the program, which may fail where loading does not.
     for restore_shapes in (True, False):
         try:
-            # The public name of this is only in the C++ API; it is how the vendor's tools do it.
-            return torch.jit.load(str(path), map_location="cpu", _restore_shapes=restore_shapes)
+            with warnings.catch_warnings():
+                # The format is deprecated upstream; whoever inspects a file cannot change that.
+                warnings.simplefilter("ignore")
+                return torch.jit.load(str(path), map_location="cpu", _restore_shapes=restore_shapes)
         except (RuntimeError, ValueError) as error:
-            # Restoring runs the program, which may fail where loading does not.
             failure = error
+    assert failure is not None
     raise unreadable(path, _LABEL, _first_line(failure)) from failure
 
 
@@ -91,7 +94,8 @@ def _run(model: Any, notes: list[str]) -> Counts | None:
         mode = CountingMode()
         try:
             # Not inference_mode: there, composite operators arrive whole.
-            with torch.no_grad(), mode:
+            with torch.no_grad(), mode, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 model(*inputs)
         # A foreign program may raise anything.
         except Exception as error:

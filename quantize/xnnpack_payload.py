@@ -63,20 +63,20 @@ class _Conv(fb.Table):
     kernel_width = fb.Scalar(5, "I")
     group_input_channels = fb.Scalar(10, "I")
     group_output_channels = fb.Scalar(11, "I")
-    input_id = fb.Scalar(15, "I")
+    input1_id = fb.Scalar(15, "I")
     filter_id = fb.Scalar(16, "I")
     output_id = fb.Scalar(18, "I")
 
 
 class _FullyConnected(fb.Table):
-    input_id = fb.Scalar(0, "I")
+    input1_id = fb.Scalar(0, "I")
     filter_id = fb.Scalar(1, "I")
     output_id = fb.Scalar(3, "I")
 
 
 class _Product(fb.Table):
-    input_id = fb.Scalar(0, "I")
-    filter_id = fb.Scalar(1, "I")
+    input1_id = fb.Scalar(0, "I")
+    input2_id = fb.Scalar(1, "I")
     output_id = fb.Scalar(2, "I")
 
 
@@ -196,7 +196,8 @@ def _mac_op(
         scores = math.prod(q.dims[:-1]) * k.dims[-2]
         return scores * (q.dims[-1] + v.dims[-1]), "float"
     assert isinstance(operation, _Conv | _FullyConnected | _Product)
-    x, w, y = (tensor(n) for n in (operation.input_id, operation.filter_id, operation.output_id))
+    second = operation.input2_id if isinstance(operation, _Product) else operation.filter_id
+    x, w, y = (tensor(n) for n in (operation.input1_id, second, operation.output_id))
     if isinstance(operation, _Conv):
         taps = operation.kernel_height * operation.kernel_width
         if kind == _CONV_TRANSPOSE:
