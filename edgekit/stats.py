@@ -40,6 +40,19 @@ _MIN_BATCH = 4
 
 
 @dataclass(frozen=True, slots=True)
+class Estimate:
+    """A quantile on the log scale, its standard error, and that error's degrees of freedom."""
+
+    log_value: float
+    log_error: float
+    freedom: int
+
+    def interval(self, confidence: float = 0.95) -> Interval:
+        """In the unit of the samples."""
+        return _interval(self.log_value, self.log_error, self.freedom, confidence)
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """``ratio`` = quantile of a / quantile of b; ``verdict`` is about a."""
 
@@ -61,6 +74,22 @@ def quantile(blocks: Blocks, q: float) -> float:
     return float(_Pool(filled).quantiles(np.ones((1, len(filled))), q)[0])
 
 
+def estimate(blocks: Blocks, q: float, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """`quantile` with its standard error.
+
+    A single process is cut into up to ten consecutive batches (batch means, Law & Kelton), which
+    covers drift inside it but knows nothing of how processes differ; use at least five.
+
+    Raises:
+        MeasurementInvalid: too few samples to say how far off the value may be.
+    """
+    replicates = _replicates(blocks)
+    count = len(replicates)
+    rows, times = _resampled(count, resamples, seed)
+    error = _standard_error(_log_quantiles(replicates, rows, q), times, count)
+    return Estimate(_log_quantile(replicates, q), error, count - 1)
+
+
 def quantile_interval(
     blocks: Blocks,
     q: float,
@@ -69,16 +98,8 @@ def quantile_interval(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """`quantile` with its confidence interval, in the unit of the samples (positive numbers).
-
-    A single process is cut into up to ten consecutive batches (batch means, Law & Kelton), which
-    covers drift inside it but knows nothing of how processes differ; use at least five.
-
-    Raises:
-        MeasurementInvalid: too few samples to say how far off the value may be.
-    """
-    spread = _spread(blocks, q, resamples, seed)
-    return _interval(spread.log_value, spread.log_error, spread.freedom, confidence)
+    """`quantile` with its confidence interval, in the unit of the samples; raises as `estimate`."""
+    return estimate(blocks, q, resamples=resamples, seed=seed).interval(confidence)
 
 
 def compare(
@@ -95,8 +116,7 @@ def compare(
     """Is ``a`` faster than ``b`` at quantile ``q``?
 
     Tied means that the interval of the ratio reaches into 1 +- ``noise_floor``: either they are
-    alike or the measurement cannot tell. Independent processes are compared as Welch's test does
-    ("The generalization of 'Student's' problem", Biometrika 1947), on the logarithm.
+    alike or the measurement cannot tell.
 
     ``paired`` takes block i of both as neighbours in time (one round of an interleaved probe), so
     that what slowed the machine in that round cancels. It needs equally many blocks, two or more.
@@ -105,18 +125,22 @@ def compare(
         MeasurementInvalid: too few samples, or ``paired`` with unequal or single blocks.
     """
     if paired:
-        ratio = _paired_ratio(a, b, q, confidence, resamples, seed)
-    else:
-        # One seed for both would resample them in step and make their errors look alike.
-        one, other = _spread(a, q, resamples, seed), _spread(b, q, resamples, seed + 1)
-        error = math.hypot(one.log_error, other.log_error)
-        freedom = _welch(one, other)
-        ratio = _interval(one.log_value - other.log_value, error, freedom, confidence)
-    if ratio.low > 1 + noise_floor:
-        return Comparison(ratio, "slower")
-    if ratio.high < 1 / (1 + noise_floor):
-        return Comparison(ratio, "faster")
-    return Comparison(ratio, "tied")
+        return _verdict(_paired_ratio(a, b, q, confidence, resamples, seed), noise_floor)
+    one = estimate(a, q, resamples=resamples, seed=seed)
+    other = estimate(b, q, resamples=resamples, seed=seed)
+    return compare_estimates(one, other, noise_floor=noise_floor, confidence=confidence)
+
+
+def compare_estimates(
+    a: Estimate, b: Estimate, *, noise_floor: float = NOISE_FLOOR, confidence: float = 0.95
+) -> Comparison:
+    """`compare` for independent processes, from estimates that were made before.
+
+    As Welch's test ("The generalization of 'Student's' problem", Biometrika 1947), on logarithms.
+    """
+    error = math.hypot(a.log_error, b.log_error)
+    ratio = _interval(a.log_value - b.log_value, error, _welch(a, b), confidence)
+    return _verdict(ratio, noise_floor)
 
 
 def t_quantile(p: float, freedom: int) -> float:
@@ -132,15 +156,6 @@ def t_quantile(p: float, freedom: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if _t_cdf(middle, freedom) < p else (low, middle)
     return (low + high) / 2
-
-
-@dataclass(frozen=True, slots=True)
-class _Spread:
-    """A quantile on the log scale, its standard error, and that error's degrees of freedom."""
-
-    log_value: float
-    log_error: float
-    freedom: int
 
 
 class _Pool:
@@ -226,12 +241,12 @@ def _log_quantiles(blocks: Sequence[Array], rows: Array, q: float) -> Array:
     return np.log(_Pool([_reduced(block) for block in blocks]).quantiles(rows, q))
 
 
-def _spread(blocks: Blocks, q: float, resamples: int, seed: int) -> _Spread:
-    replicates = _replicates(blocks)
-    count = len(replicates)
-    rows, times = _resampled(count, resamples, seed)
-    error = _standard_error(_log_quantiles(replicates, rows, q), times, count)
-    return _Spread(_log_quantile(replicates, q), error, count - 1)
+def _verdict(ratio: Interval, noise_floor: float) -> Comparison:
+    if ratio.low > 1 + noise_floor:
+        return Comparison(ratio, "slower")
+    if ratio.high < 1 / (1 + noise_floor):
+        return Comparison(ratio, "faster")
+    return Comparison(ratio, "tied")
 
 
 def _paired_ratio(
@@ -266,7 +281,7 @@ def _interval(log_value: float, log_error: float, freedom: int, confidence: floa
     )
 
 
-def _welch(one: _Spread, other: _Spread) -> int:
+def _welch(one: Estimate, other: Estimate) -> int:
     """Welch-Satterthwaite degrees of freedom, rounded down to stay on the safe side."""
     a, b = one.log_error**2, other.log_error**2
     if a + b == 0:
