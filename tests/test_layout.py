@@ -17,7 +17,6 @@ BESIDE = {
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "LICENSE",
-    "MANIFEST.in",
     "Makefile",
     "README.md",
     "benchmarks",
