@@ -41,7 +41,11 @@ def test_arguments_are_not_interpreted(transport: base.Transport) -> None:
 
 def test_lines_arrive_while_the_command_runs(transport: base.Transport) -> None:
     seen: list[tuple[str, float]] = []
-    code = "import time\nfor i in range(3): print(i, flush=True); time.sleep(0.3)\nprint('end', end='')"
+    code = (
+        "import time\n"
+        "for i in range(3): print(i, flush=True); time.sleep(0.3)\n"
+        "print('end', end='')"
+    )
     done = transport.run(
         _python(code), timeout_s=20, on_line=lambda line: seen.append((line, time.monotonic()))
     )
@@ -92,8 +96,8 @@ def test_ctrl_c_kills_the_whole_group(tmp_path: Path) -> None:
     script = f"sleep 300 & echo $! > {note}; wait"
     code = (
         "from edgekit.targets.local import LocalTransport\n"
-        "try: LocalTransport().run(['sh', '-c', %r], timeout_s=300)\n"
-        "except KeyboardInterrupt: raise SystemExit(130)" % script
+        f"try: LocalTransport().run(['sh', '-c', {script!r}], timeout_s=300)\n"
+        "except KeyboardInterrupt: raise SystemExit(130)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
     try:
