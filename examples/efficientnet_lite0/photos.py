@@ -2,7 +2,7 @@
 
     photos/calib    54 crops of 9 photos    activation ranges come from here
     photos/choose   36 crops of 9 photos    decisions are taken on these
-    photos/test    209 crops of 19 photos   looked at once, at the end
+    photos/test    210 crops of 15 photos   looked at once, at the end
 
 No photo is in two sets. The first two come with scikit-image and scikit-learn, the third is two
 Debian packages of wallpapers under free licences (fetched with apt-get, unpacked without root).
@@ -30,6 +30,7 @@ from edgekit.files import sha256_file, staged_dir, write_atomic
 PHOTOS = Path(__file__).resolve().parent / "photos"
 SIZE = 224
 SCALE = (0.45, 1.0)  # side of a random crop, relative to the photo's shorter side
+DRAWN = ("Fossa", "Infinite-Sea", "Painting-Colors", "umang")  # wallpapers that are no photos
 CENTRE_RESIZE = 256  # the first crop of a photo is the usual 224 of 256 from its centre
 
 
@@ -139,13 +140,15 @@ def random_crop(photo: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def debian_photos(deb: Path) -> Iterator[tuple[str, bytes]]:
-    """The JPEG files in a Debian package, as (file name, content), sorted by name."""
+    """The photos in a Debian package, as (file name, content), sorted by name."""
     files = subprocess.run(
         ["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE, check=True
     ).stdout
     with tarfile.open(fileobj=io.BytesIO(files)) as tar:
-        photos = (m for m in tar if m.isfile() and m.name.endswith(".jpg"))
-        for member in sorted(photos, key=lambda m: m.name):
+        pictures = (m for m in tar if m.isfile() and m.name.endswith(".jpg"))
+        for member in sorted(pictures, key=lambda m: m.name):
+            if Path(member.name).name.startswith(DRAWN):
+                continue
             content = tar.extractfile(member)
             assert content is not None  # a regular file has content
             yield member.name, content.read()
@@ -193,6 +196,7 @@ def _settings(photo_set: PhotoSet) -> dict[str, object]:
     return {
         **asdict(photo_set),
         "sources": sources(photo_set),
+        "drawn": list(DRAWN),
         "size": SIZE,
         "scale": list(SCALE),
         "centre_resize": CENTRE_RESIZE,
