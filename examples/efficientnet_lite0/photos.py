@@ -46,7 +46,7 @@ class PhotoSet:
 SETS = (
     PhotoSet("calib", 1, crops=6),
     PhotoSet("choose", 2, crops=4),
-    PhotoSet("test", 3, crops=11),
+    PhotoSet("test", 3, crops=14),
 )
 
 
