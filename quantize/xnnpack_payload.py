@@ -123,8 +123,8 @@ class _ConstantOffset(fb.Table):
 
 
 class _XnnGraph(fb.Table):
-    nodes = fb.Many(1, _Node)
-    values = fb.Many(2, _Value)
+    xnodes = fb.Many(1, _Node)
+    xvalues = fb.Many(2, _Value)
     constant_buffer = fb.Many(6, _ConstantBuffer)
     constant_data = fb.Many(8, _ConstantOffset)
 
@@ -143,8 +143,8 @@ def read_payload(
     inline = sum(len(buffer.storage) for buffer in graph.constant_buffer)
     found.constants[key] = inline + constants
     _named_constants(graph, named, found)
-    values = {value.tensor().id_out: value.tensor() for value in graph.values}
-    for node in graph.nodes:
+    values = {value.tensor().id_out: value.tensor() for value in graph.xvalues}
+    for node in graph.xnodes:
         kind, operation = node.operation()
         found.transposes += kind == _TRANSPOSE
         found.converts += kind == _CONVERT
