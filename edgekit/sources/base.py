@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekit.config import ModelConfig
-from edgekit.errors import SourceError
+from edgekit.errors import MissingExtra, SourceError
 from edgekit.sources.user_code import user_code
 
 if TYPE_CHECKING:
@@ -138,7 +138,12 @@ def load_weights(module: nn.Module, path: Path, *, unsafe: bool) -> None:
     if not path.is_file():
         raise SourceError(f"The weights file {path} does not exist.")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=not unsafe)
+        if path.suffix == ".safetensors":
+            found = _load_safetensors(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=not unsafe)
+    except MissingExtra:
+        raise
     except pickle.UnpicklingError as error:
         raise SourceError(
             f"{path} holds more than tensors, and loading it could run code: {_first_line(error)}",
@@ -169,6 +174,14 @@ def load_weights(module: nn.Module, path: Path, *, unsafe: bool) -> None:
             f"The weights in {path} do not fit the model: {', '.join(wrong[:4])}{more}.",
             remedy="Check that the file belongs to this architecture and its options.",
         )
+
+
+def _load_safetensors(path: Path) -> object:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise MissingExtra("safetensors", "timm") from error
+    return load_file(path)
 
 
 def hash_weights(state: dict[str, Tensor]) -> str:

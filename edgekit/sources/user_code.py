@@ -18,6 +18,7 @@ _LIBRARIES = tuple(
     Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib")
 )
 _OWN = Path(__file__).resolve().parents[1]
+_WEIGHTS = frozenset({".pth", ".pt", ".ckpt", ".bin", ".safetensors", ".npz", ".npy"})
 
 
 def is_users(file: str | None) -> bool:
@@ -75,7 +76,8 @@ def _remedy(error: BaseException) -> str:
 class FileRecorder:
     """Remembers the user's files that are read, as code or as data, while a model is loaded.
 
-    Data files count when they lie below one of ``folders``; code counts wherever it lies.
+    Data files count when they lie below one of ``folders`` or look like weights, which packages
+    and download caches hold too; code counts wherever it lies, but for installed packages.
     """
 
     def __init__(self, *folders: Path) -> None:
@@ -109,7 +111,8 @@ class FileRecorder:
                 found.add(path)
         for name in self._opened:
             path = Path(name).resolve()
-            if self._below(path) and is_users(name) and _is_regular(path):
+            wanted = path.suffix in _WEIGHTS or (self._below(path) and is_users(name))
+            if wanted and _is_regular(path):
                 found.add(path)
         return tuple(sorted(path for path in found if path.is_file()))
 

@@ -141,6 +141,15 @@ def test_weights_with_code_in_them_need_consent(project: Path) -> None:
     sources.load(spec(project, "nets/model.py:build", weights=path, unsafe_weights=True))
 
 
+def test_safetensors_are_weights_too(project: Path) -> None:
+    from safetensors.torch import save_file
+
+    path = project / "weights.safetensors"
+    save_file({"layer.weight": torch.full((2, 4), 3.0), "layer.bias": torch.zeros(2)}, path)
+    loaded = sources.load(spec(project, "nets/model.py:build", weights=path))
+    assert float(loaded.module.state_dict()["layer.weight"].sum()) == 24.0
+
+
 def test_the_hash_does_not_depend_on_the_order_but_on_names_shapes_and_types() -> None:
     one, two = torch.ones(2, 3), torch.zeros(())
     assert hash_weights({"a": one, "b": two}) == hash_weights({"b": two, "a": one})

@@ -1,0 +1,110 @@
+"""Which device ``--target`` means: a name in edgekit.toml, a profile, an address or local."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib import resources
+from typing import Any
+
+from edgekit import registry
+from edgekit.errors import UsageError
+from edgekit.suggest import did_you_mean
+from edgekit.types import Target
+
+_LOCAL = Target(name="local", transport="local", address="")
+
+
+def profiles() -> Mapping[str, Mapping[str, Any]]:
+    """The built-in device profiles by name, as their files in targets/profiles say."""
+    folder = resources.files("edgekit.targets") / "profiles"
+    return {
+        item.name.removesuffix(".toml"): tomllib.loads(item.read_text(encoding="utf-8"))
+        for item in sorted(folder.iterdir(), key=lambda item: item.name)
+        if item.name.endswith(".toml")
+    }
+
+
+def resolve_target(text: str, known: Mapping[str, Target]) -> Target:
+    """The target that ``text`` names, with what its profile adds.
+
+    Args:
+        text: a key of ``known``, a profile, ``ssh://user@host:port``, ``adb:SERIAL`` or ``local``.
+        known: the targets of edgekit.toml.
+
+    Raises:
+        UsageError: nothing of that name, or its transport is not in this version.
+    """
+    found = known.get(text) or _from_text(text)
+    if found is None:
+        names = [*known, *profiles(), "local"]
+        raise UsageError(
+            f"There is no target {text!r}.",
+            remedy=did_you_mean(text, names)
+            or f"Known: {', '.join(dict.fromkeys(names))}; or ssh://user@host, adb:SERIAL.",
+        )
+    if found.transport not in registry.transports():
+        raise UsageError(
+            f"{text}: transport {found.transport} is not available in this version.",
+            remedy=f"Available: {', '.join(registry.transports())}.",
+        )
+    return _with_profile(found)
+
+
+def resolve_targets(texts: Sequence[str] | None, known: Mapping[str, Target]) -> list[Target]:
+    """The targets that ``texts`` name; without any, all of edgekit.toml.
+
+    Raises:
+        UsageError: there is none at all, one twice, or one cannot be resolved.
+    """
+    wanted = list(texts or known)
+    if not wanted:
+        raise UsageError(
+            "There is no target: none was given, and none is in edgekit.toml.",
+            remedy="Give --target local, or add a table [targets.NAME].",
+        )
+    if len(set(wanted)) != len(wanted):
+        raise UsageError(f"A target is named twice: {', '.join(wanted)}.")
+    return [resolve_target(text, known) for text in wanted]
+
+
+def resolve_one(text: str | None, known: Mapping[str, Target]) -> Target:
+    """The one target meant: ``text``, or the only one of edgekit.toml.
+
+    Raises:
+        UsageError: it is not clear which, or it cannot be resolved.
+    """
+    if text is None and len(known) > 1:
+        raise UsageError("Which target?", remedy=f"Give --target with one of: {', '.join(known)}.")
+    return resolve_targets(None if text is None else [text], known)[0]
+
+
+def _from_text(text: str) -> Target | None:
+    if text == "local":
+        return _LOCAL
+    if text.startswith("ssh://"):
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", text.removeprefix("ssh://").rpartition("@")[2])
+        return Target(name=name or "ssh", transport="ssh", address=text)
+    if text.startswith("adb:"):
+        serial = text.removeprefix("adb:")
+        return Target(name=serial or "adb", transport="adb", address=serial)
+    if text in profiles():
+        return Target(name=text, transport="ssh", address=text, profile=text)
+    return None
+
+
+def _with_profile(target: Target) -> Target:
+    if not target.profile:
+        return target
+    known = profiles()
+    if target.profile not in known:
+        raise UsageError(
+            f"Target {target.name}: there is no profile {target.profile!r}.",
+            remedy=did_you_mean(target.profile, known) or f"Known: {', '.join(known) or 'none'}.",
+        )
+    workdir = known[target.profile].get("workdir")
+    if isinstance(workdir, str) and target.workdir == Target("", "", "").workdir:
+        return replace(target, workdir=workdir)
+    return target
