@@ -57,6 +57,7 @@ LAYERS = {
     "edgekit.project": 5,
     "edgekit": 5,
     "edgekit.cli": 6,
+    "edgekit.__main__": 6,
 }
 FOUNDATION = 1
 APART = (
