@@ -59,7 +59,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 def run(command: list[str], *, cwd: Path, site: Path | None = None) -> str:
     env = {**os.environ, **({"PYTHONPATH": str(site)} if site else {})}
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, (done.stdout[-1000:] + done.stderr)[-2000:]
+    assert done.returncode == 0, (done.stdout + done.stderr)[-900:]
     return done.stdout
 
 
