@@ -1,28 +1,37 @@
 """Opens a TorchScript ``.pt`` file: runs it once on zeros and counts what PyTorch executes.
 
 A TorchScript file names its operators but not their shapes, and int8 weights are opaque objects.
-One run under a dispatch mode tells both exactly, control flow and all. A traced file remembers the
-shapes of its inputs; for others (scripted, frozen) they are guessed and a note says so.
+One run under a dispatch mode tells both exactly, control flow and all. The shapes of the inputs are
+in edgekit's own files (:func:`input_files`) and in traced ones; for others (scripted, frozen) they
+are guessed and a note says so.
 """
 
 from __future__ import annotations
 
+import json
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import MissingExtra, UsageError
 from edgekit.quantize.macs import size_note, summarise, unreadable
-from edgekit.types import Inspection
+from edgekit.types import Inspection, TensorSpec
 
 if TYPE_CHECKING:
     from edgekit.quantize.torch_counter import Counts
 
 _LABEL = "a TorchScript program"
+_INPUTS_FILE = "edgekit_inputs.json"
 _GUESSES = ((1, 3, 224, 224), (1, 1, 224, 224), (1, 3, 32, 32), (1, 1, 28, 28))
+
+
+def input_files(inputs: Sequence[TensorSpec]) -> dict[str, str]:
+    """The ``_extra_files`` to save a program with, because freezing forgets the input shapes."""
+    described = [{"shape": list(spec.shape), "dtype": spec.dtype} for spec in inputs]
+    return {_INPUTS_FILE: json.dumps(described)}
 
 
 def inspect(path: Path) -> Inspection:
@@ -35,9 +44,9 @@ def inspect(path: Path) -> Inspection:
         MissingExtra: torch is not installed.
     """
     parts = _parts(path)
-    model = _load(path)
+    model, described = _load(path)
     notes = [size_note(path, parts)]
-    counts = _run(model, notes)
+    counts = _run(model, _described_inputs(path, described), notes)
     if counts is None:
         return summarise(
             [],
@@ -60,34 +69,41 @@ def inspect(path: Path) -> Inspection:
     )
 
 
-def _load(path: Path) -> Any:
-    """The program, with the shapes of its inputs where it was saved with them."""
+def _load(path: Path) -> tuple[Any, str | bytes]:
+    """The program, with the shapes of its inputs where it was traced, and edgekit's extra file."""
     try:
         import torch
     except ImportError as error:
         raise MissingExtra("torch", "torchscript") from error
 
     failure: Exception | None = None
+    extra: dict[str, str | bytes] = {_INPUTS_FILE: ""}
     # Restoring the shapes runs the program, which may fail where loading does not.
     for restore_shapes in (True, False):
         try:
             with warnings.catch_warnings():
                 # The format is deprecated upstream; whoever inspects a file cannot change that.
                 warnings.simplefilter("ignore")
-                return torch.jit.load(str(path), map_location="cpu", _restore_shapes=restore_shapes)
+                model = torch.jit.load(
+                    str(path),
+                    map_location="cpu",
+                    _extra_files=extra,
+                    _restore_shapes=restore_shapes,
+                )
+            return model, extra[_INPUTS_FILE]
         except (RuntimeError, ValueError) as error:
             failure = error
     assert failure is not None
     raise unreadable(path, _LABEL, _first_line(failure)) from failure
 
 
-def _run(model: Any, notes: list[str]) -> Counts | None:
-    """Run once on zeros of the stored or of guessed shapes; None where that fails."""
+def _run(model: Any, described: list[Any], notes: list[str]) -> Counts | None:
+    """Run once on zeros of the known or of guessed shapes; None where that fails."""
     import torch
 
     from edgekit.quantize.torch_counter import CountingMode
 
-    stated = _stored_inputs(model)
+    stated = described or _traced_inputs(model)
     candidates = [stated] if stated else [[torch.zeros(shape)] for shape in _guesses(model)]
     reason = ""
     for inputs in candidates:
@@ -122,7 +138,22 @@ def _guesses(model: Any) -> Iterator[tuple[int, ...]]:
     yield from _GUESSES
 
 
-def _stored_inputs(model: Any) -> list[Any]:
+def _described_inputs(path: Path, text: str | bytes) -> list[Any]:
+    """Zeros of the shapes in edgekit's extra file; empty where there is none."""
+    import torch
+
+    if not text:
+        return []
+    try:
+        return [
+            torch.zeros([int(n) for n in entry["shape"]], dtype=getattr(torch, entry["dtype"]))
+            for entry in json.loads(text)
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise unreadable(path, _LABEL, f"its {_INPUTS_FILE} is invalid ({error})") from error
+
+
+def _traced_inputs(model: Any) -> list[Any]:
     """Zeros of the shapes that the program was traced with; empty where they are not known."""
     import torch
 

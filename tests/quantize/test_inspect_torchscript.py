@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from edgekit.errors import MissingExtra, UsageError
-from edgekit.quantize.inspect_torchscript import inspect
+from edgekit.quantize.inspect_torchscript import input_files, inspect
+from edgekit.types import TensorSpec
 from tests.quantize import inspect_nets as nets
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -130,6 +131,19 @@ def test_unknown_input_is_guessed_and_said(files: Callable[[str], Path], name: s
     # 224x224 has 49 times the pixels of 32x32; the linear layer is the same.
     assert found.macs == 49 * (nets.CONV_MACS + nets.DEPTHWISE_MACS) + nets.LINEAR_MACS
     assert any("1x3x224x224 is assumed" in note for note in found.notes)
+
+
+def test_described_input_is_not_guessed(files: Callable[[str], Path], tmp_path: Path) -> None:
+    program = torch.jit.load(str(files("frozen")))
+    path = tmp_path / "described.pt"
+    described = input_files([TensorSpec("x", (1, 3, 32, 32), "float32")])
+    torch.jit.save(program, str(path), _extra_files=described)
+    found = inspect(path)
+    assert found.macs == nets.NET_MACS
+    assert not any("assumed" in note for note in found.notes)
+    torch.jit.save(program, str(path), _extra_files=dict.fromkeys(described, "{}]"))
+    with pytest.raises(UsageError, match="edgekit_inputs"):
+        inspect(path)
 
 
 def test_program_that_cannot_be_run(tmp_path: Path) -> None:
