@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -180,11 +180,13 @@ def _plain(obj: object, path: str) -> Any:
     return {key: _plain(value, f"{path}.{key}".lstrip(".")) for key, value in items}
 
 
-def _check_depth_and_text(document: Any, refuse: Any) -> None:
-    level = [document]
-    for _ in range(MAX_DEPTH + 1):
+def _check_depth_and_text(document: Any, refuse: Callable[[str], EdgekitError]) -> None:
+    level, depth = [document], 0
+    while level:
         below: list[Any] = []
         for value in level:
+            if isinstance(value, (dict, list)) and depth == MAX_DEPTH:
+                raise refuse(f"nested deeper than {MAX_DEPTH} levels")
             if isinstance(value, dict):
                 below.extend(value.keys())
                 below.extend(value.values())
@@ -192,10 +194,7 @@ def _check_depth_and_text(document: Any, refuse: Any) -> None:
                 below.extend(value)
             elif isinstance(value, str) and not _is_text(value):
                 raise refuse(f"the string {value!r:.80} has an unpaired surrogate")
-        if not below:
-            return
-        level = below
-    raise refuse(f"nested deeper than {MAX_DEPTH} levels")
+        level, depth = below, depth + 1
 
 
 def _is_text(value: str) -> bool:

@@ -189,7 +189,7 @@ def test_a_folder_of_the_users_is_not_replaced(
 def test_parts_that_do_not_fit_leave_the_old_bundle(bundle: Bundle, make_parts: MakeParts) -> None:
     before = tree(bundle.path)
     path = "artifacts/small-tflite-fp32.tflite"
-    for spoil, message in [
+    spoilers: list[tuple[Callable[[dict[str, Any]], object], str]] = [
         (lambda p: p["files"].pop(path), f"no file given for '{path}'"),
         (lambda p: p["files"].update({"golden/x": p["files"][path]}), "neither artifact nor"),
         (lambda p: p["files"][path].write_bytes(b"other"), "has 5 bytes"),
@@ -197,7 +197,8 @@ def test_parts_that_do_not_fit_leave_the_old_bundle(bundle: Bundle, make_parts: 
         (lambda p: p.update(evals=[replace(p["evals"][0], float_value=float("nan"))]), "nan is"),
         (lambda p: p.update(artifacts=p["artifacts"][1:]), "neither artifact nor"),
         (lambda p: p.update(model=replace(p["model"], name="../x")), "model.name"),
-    ]:
+    ]
+    for spoil, message in spoilers:
         parts = make_parts()
         spoil(parts)
         with pytest.raises(BundleError, match=message):
