@@ -29,8 +29,10 @@ def console_for(stream: TextIO) -> Iterator[tuple[Console, Callable[[], str]]]:
     yield console, buffer.getvalue
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: str = "") -> Table:
-    """A table without vertical lines; ``right`` names the right-aligned columns, space-separated.
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()
+) -> Table:
+    """A table without vertical lines; ``right`` names the right-aligned columns.
 
     Cells are plain text: nothing in them is taken for markup.
     """
@@ -39,7 +41,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: str =
     grid = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     for column in columns:
         grid.add_column(
-            column, justify="right" if column in right.split() else "left", overflow="fold"
+            column, justify="right" if column in right else "left", overflow="fold"
         )
     for row in rows:
         grid.add_row(*(Text(cell) for cell in row))

@@ -46,6 +46,12 @@ def test_runtimes_have_distinct_extensions_and_extras_that_exist() -> None:
     assert "legacy" in entries["torchscript"].label
 
 
+def test_the_named_recipes_are_those_that_exist() -> None:
+    from edgekit.quantize.recipes import RECIPES
+
+    assert registry.RECIPES == tuple(RECIPES)
+
+
 def test_unknown_names_are_answered_with_suggestions() -> None:
     with pytest.raises(UsageError, match=r"Unknown runtime 'tflit'") as caught:
         registry.load("runtimes", "tflit")

@@ -1,0 +1,92 @@
+"""What quantize, deploy, probe, select and run print, and the exit code that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgekit import codec
+from edgekit.cli.output import Output, say
+from edgekit.errors import ExportFailed, NothingEligible
+from edgekit.types import CandidateFailure, Selection
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from edgekit.config import ProjectConfig
+    from edgekit.pipeline import QuantizeOutcome
+    from edgekit.results import RunRecord
+
+
+def show_run(out: Output, record: RunRecord) -> int:
+    """Print a recorded run with its selection; 3 where nothing was eligible."""
+
+    def show(console: Console) -> None:
+        from edgekit.report import terminal
+
+        console.print(terminal.run_view(record))
+
+    out.result(run_document(record), show)
+    return selection_code(record.selection)
+
+
+def run_document(record: RunRecord) -> dict[str, Any]:
+    """A run for ``--json``; the raw probes stay in their files."""
+    return {
+        "run": str(record.path),
+        "target": record.target,
+        "model": record.manifest.model.name,
+        "selection": codec.to_jsonable(record.selection) if record.selection else None,
+        "failures": codec.to_jsonable(record.failures),
+        "problems": list(record.problems),
+    }
+
+
+def selection_code(selection: Selection | None) -> int:
+    """3, said on stderr, where a selection chose nothing; else 0."""
+    if selection is None or selection.chosen is not None:
+        return 0
+    say(f"edgekit: Nothing keeps the budget. {selection.rule}")
+    say("  -> Allow more with --max-drop, or see the reasons in the table.")
+    return NothingEligible.exit_code
+
+
+def strict_code(failures: Sequence[CandidateFailure], strict: bool) -> int:
+    """8 with ``--strict`` where any candidate failed; else 0."""
+    if not (strict and failures):
+        return 0
+    say(f"edgekit: {len(failures)} candidates failed, which --strict makes an error.")
+    return ExportFailed.exit_code
+
+
+def show_bundle(console: Console, outcome: QuantizeOutcome) -> None:
+    """Print what a bundle holds and where it is."""
+    from edgekit.report import terminal
+
+    console.print(terminal.quantize_summary(outcome.bundle.manifest, outcome.failures))
+    how = "unchanged" if outcome.reused else f"made in {outcome.seconds:.0f} s"
+    console.print(f"Bundle: {outcome.bundle.path} ({how})", markup=False)
+
+
+def quantize_document(outcome: QuantizeOutcome) -> dict[str, Any]:
+    """A finished bundle for ``--json``."""
+    manifest = outcome.bundle.manifest
+    return {
+        "bundle": str(outcome.bundle.path),
+        "digest": outcome.bundle.digest,
+        "reused": outcome.reused,
+        "seconds": outcome.seconds,
+        "within_budget": list(outcome.within_budget),
+        "artifacts": codec.to_jsonable(manifest.artifacts),
+        "evals": codec.to_jsonable(manifest.evals),
+        "failures": codec.to_jsonable(outcome.failures),
+    }
+
+
+def quantize_code(project: ProjectConfig, outcome: QuantizeOutcome, strict: bool) -> int:
+    """3 where INT8 was asked for and nothing INT8 keeps the budget; 8 with ``--strict``; else 0."""
+    if set(project.quantize.recipes) != {"fp32"} and not outcome.within_budget:
+        say(f"edgekit: No INT8 artifact keeps a drop of {project.budget.max_drop:g} on this host.")
+        say("  -> The bundle is there all the same; allow more with --max-drop, or see the table.")
+        return NothingEligible.exit_code
+    return strict_code(outcome.failures, strict)

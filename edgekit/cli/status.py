@@ -1,0 +1,43 @@
+"""``edgekit status``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgekit import codec
+from edgekit.cli.options import Config, TargetOption
+from edgekit.cli.output import Output
+from edgekit.config import DeviceConfig
+from edgekit.resolve import resolve_one
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def status(
+    out: Output,
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="Only this model's name.")
+    ] = None,
+    target: TargetOption = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Re-hash on the device what is active.")
+    ] = False,
+    config: Config = None,
+) -> None:
+    """Show what is active on a device."""
+    from edgekit.targets.device import connect
+
+    found = resolve_one(target, DeviceConfig.from_args(config=config).targets)
+    with connect(found) as device:
+        report = device.status(verify=verify)
+    active = [item for item in report if model is None or item.model == model]
+
+    def show(console: Console) -> None:
+        from edgekit.report import terminal
+
+        console.print(terminal.status_table(active, target=found.name))
+
+    out.result({"target": found.name, "active": codec.to_jsonable(active)}, show)
