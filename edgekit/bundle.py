@@ -115,7 +115,8 @@ class Bundle:
         try:
             manifest, digest = check_folder(folder, where=where, verify=verify)
         except OSError as e:
-            raise BundleError(f"{where}: cannot be read: {e.strerror} ({e.filename}).") from e
+            name = str(e.filename)[-200:]
+            raise BundleError(f"{where}: cannot be read: {e.strerror} ({name}).") from e
         return cls(folder, manifest, digest)
 
     @property
