@@ -1,7 +1,8 @@
 """SQL over many runs: DuckDB reads the JSON files of all run folders into four tables.
 
-    runs         run, started_utc, model, target, device, arch, emulated, probes, chosen, threads,
-                 p50_ms, p90_ms, drop_value, size_mb, peak_rss_mb, max_drop, rule
+    runs         run, started_utc, model, target, device, arch, emulated, probes, chosen, runtime,
+                 precision, threads, p50_ms, p90_ms, drop_value, size_mb, peak_rss_mb, max_drop,
+                 rule
     candidates   run, model, artifact_id, runtime, precision, threads, p50_ms, p50_low_ms,
                  p50_high_ms, p90_ms, drop_value, size_mb, peak_rss_mb, emulated, eligible, chosen,
                  tied, reason
@@ -133,8 +134,8 @@ SELECT models.run,
         AS started_utc,
     models.model, device.target, device.device, device.arch, device.emulated,
     coalesce(device.probes, 0) AS probes,
-    best.artifact_id AS chosen, best.threads, best.p50_ms, best.p90_ms, best.drop_value,
-    best.size_mb, best.peak_rss_mb, verdict.max_drop, verdict.rule
+    best.artifact_id AS chosen, best.runtime, best."precision", best.threads,
+    best.p50_ms, best.p90_ms, best.drop_value, best.size_mb, best.peak_rss_mb, verdict.max_drop, verdict.rule
 FROM models LEFT JOIN device USING (run) LEFT JOIN best USING (run) LEFT JOIN verdict USING (run)
 ORDER BY models.run;
 """
