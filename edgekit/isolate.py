@@ -2,8 +2,7 @@
 
 Converters segfault, loop and eat memory. :func:`run_many` starts one fresh interpreter per job,
 watches time and memory, kills the whole process group when a limit is passed or when the caller is
-interrupted, and turns every way of ending into a result or an :class:`~edgekit.errors.EdgekitError`.
-The other jobs go on.
+interrupted, and turns every way of ending into a result or a typed error. The other jobs go on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How long work reports on itself. The library only speaks to these protocols; the CLI draws them."""
+"""How long work reports on itself. The library speaks to these protocols; the CLI draws them."""
 
 from __future__ import annotations
 

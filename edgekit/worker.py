@@ -23,9 +23,7 @@ def main() -> int:
     _die_with_parent(request["parent"])
     module, _, function = request["entry"].partition(":")
     try:
-        answer = {
-            "value": getattr(importlib.import_module(module), function)(request["payload"])
-        }
+        answer = {"value": getattr(importlib.import_module(module), function)(request["payload"])}
         text = json.dumps(answer)
     except Exception as error:
         traceback.print_exc()

@@ -1,8 +1,7 @@
 """What every exporter is given and has to give, and how the engine asks for measurements.
 
 An exporter is one file, ``to_<runtime>.py``, with a function ``export(request)``; it runs in a
-process of its own (:func:`export_worker`), reads the prepared program and the ranges from files, and
-writes one artifact.
+process of its own, reads the prepared program and the ranges from files, and writes one artifact.
 """
 
 from __future__ import annotations
@@ -10,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from edgekit import codec, registry
+from edgekit import registry
 from edgekit.errors import ExportFailed, MissingExtra
 from edgekit.types import Recipe, TensorSpec
 
@@ -25,18 +24,17 @@ class ExportRequest:
     """One artifact to be made.
 
     ``program`` is the ``.pt2`` file to convert (for INT8: with corrected weights and biases);
-    ``ranges`` the JSON file of activation ranges (INT8 only); ``calibration`` one ``.npy`` file per
-    model input, shape (n, *input shape); ``out`` the file to write.
+    ``ranges`` the JSON file of activation ranges and ``calibration`` the folder of the calibration
+    set (see :func:`edgekit.data.open_samples`), both for INT8 only; ``out`` the file to write.
     """
 
     runtime: str
     recipe: Recipe
     program: Path
-    ranges: Path | None
-    calibration: tuple[Path, ...]
     inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
     out: Path
+    ranges: Path | None = None
+    calibration: Path | None = None
 
 
 class Exporter(Protocol):
@@ -69,15 +67,19 @@ class Measurer(Protocol):
         ...
 
 
-def export_worker(payload: dict[str, Any]) -> dict[str, str]:
-    """Entry point of an exporter's process."""
-    request = codec.from_json(ExportRequest, payload, where="export request")
+def export(request: ExportRequest) -> dict[str, str]:
+    """Make one artifact with the exporter of its runtime; returns tool versions.
+
+    Raises:
+        MissingExtra: the runtime's packages are not installed.
+        ExportFailed: the conversion failed or wrote nothing.
+    """
     entry = registry.runtimes()[request.runtime]
     try:
         exporter: Exporter = registry.load_object(entry.exporter)
-        versions = exporter(request)
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or str(error), entry.extra) from error
+    versions = exporter(request)
     if not request.out.is_file() or request.out.stat().st_size == 0:
         raise ExportFailed(f"The {entry.label} exporter wrote no file.")
     return dict(versions)

@@ -8,9 +8,10 @@ squared error is searched. Both ranges are kept, so a recipe can take either.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,6 +80,10 @@ def calibrate(gm: fx.GraphModule, samples: Samples) -> dict[str, Range]:
             histograms.counts[name].numpy(), low, high, zeros=histograms.zeros[name]
         )
         ranges[name] = Range(min(low, 0.0), max(high, 0.0), *best)
+    for node in gm.graph.nodes:
+        # What only moves values has the range of what it moves.
+        if node.name in ranges and node.target in graph.SAME_VALUES:
+            ranges[node.name] = ranges[node.args[0].name]
     return ranges
 
 
@@ -121,19 +126,18 @@ def least_error_range(
         return outer_low, outer_high
     edges = np.linspace(low, high, len(counts) + 1)
     centres = (edges[:-1] + edges[1:]) / 2
-    moments = [
-        np.concatenate([[0.0], np.cumsum(counts * centres**power)]) for power in range(3)
-    ]
+    moments = [np.concatenate([[0.0], np.cumsum(counts * centres**power)]) for power in range(3)]
     lows = outer_low * _SHRINK if outer_low < 0 else np.zeros(1)
     highs = outer_high * _SHRINK if outer_high > 0 else np.zeros(1)
     below = np.searchsorted(centres, lows)
     above = np.searchsorted(centres, highs)
 
-    def clip_cost(n: np.ndarray, s1: np.ndarray, s2: np.ndarray, at: np.ndarray) -> np.ndarray:
-        return s2 - 2 * at * s1 + at**2 * n
+    def clip_cost(sums: Sequence[Any], at: Any) -> Any:
+        count, first, second = sums
+        return second - 2 * at * first + at**2 * count
 
-    clipped_low = clip_cost(*(m[below] for m in moments), lows)
-    clipped_high = clip_cost(*(m[-1] - m[above] for m in moments), highs)
+    clipped_low = clip_cost([m[below] for m in moments], lows)
+    clipped_high = clip_cost([m[-1] - m[above] for m in moments], highs)
     inside = moments[0][above][None, :] - moments[0][below][:, None] - zeros
     step = (highs[None, :] - lows[:, None]) / _LEVELS
     cost = clipped_low[:, None] + clipped_high[None, :] + np.maximum(inside, 0) * step**2 / 12
@@ -183,7 +187,6 @@ class _Histograms(_Observer):
         self.zeros = dict.fromkeys(low, 0.0)
 
     def observe(self, name: str, value: torch.Tensor) -> None:
-        # A tensor that only rearranges another one shares its scale and needs no search.
         if name in self._shared or not np.isfinite(self._high[name] - self._low[name]):
             return
         low, high = self._low[name], self._high[name]

@@ -140,7 +140,7 @@ def is_clamp(node: fx.Node) -> bool:
         return False
     if node.target == ATEN.hardtanh.default:
         low = node.args[1] if len(node.args) > 1 else -1.0
-        return low == 0
+        return bool(low == 0)
     return True
 
 

@@ -10,6 +10,7 @@ learned relaxation.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -111,7 +112,7 @@ def _unfold(layer: Layer, weight: torch.Tensor, value: torch.Tensor) -> torch.Te
     return F.unfold(value[:1], kernel, dilation=dilation, padding=padding, stride=stride)
 
 
-def _argument(node: fx.Node, index: int, default: int) -> object:
+def _argument(node: fx.Node, index: int, default: int) -> Any:
     return node.args[index] if len(node.args) > index else default
 
 

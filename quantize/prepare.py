@@ -40,7 +40,8 @@ def export_program(
     try:
         with torch.no_grad():
             exported = torch.export.export(module, example_inputs)
-        return exported.run_decompositions({})
+        functional: torch.export.ExportedProgram = exported.run_decompositions({})
+        return functional
     except Exception as error:
         raise SourceError(
             f"torch.export cannot trace the model: {_first_line(error)}",
@@ -77,7 +78,9 @@ def re_export(
     gm.graph.lint()
     gm.recompile()
     with torch.no_grad():
-        return torch.export.export(gm, example_inputs).run_decompositions({})
+        exported: torch.export.ExportedProgram = torch.export.export(gm, example_inputs)
+    functional: torch.export.ExportedProgram = exported.run_decompositions({})
+    return functional
 
 
 def run(
@@ -103,8 +106,7 @@ def check_equal(
         SourceError: it is below :data:`MIN_SQNR_DB`.
     """
     worst = min(
-        (quality.sqnr_db(a, b), name)
-        for a, b, name in zip(reference, prepared, names, strict=True)
+        (quality.sqnr_db(a, b), name) for a, b, name in zip(reference, prepared, names, strict=True)
     )
     if worst[0] < MIN_SQNR_DB:
         raise SourceError(
@@ -168,7 +170,8 @@ def fold_padding(gm: fx.GraphModule) -> int:
         for user in users:
             padding = list(user.args[_PADDING]) if len(user.args) > _PADDING else [0, 0]
             padding = padding * 2 if len(padding) == 1 else padding
-            graph.set_argument(user, _PADDING, [padding[0] + top, padding[1] + left], _CONV_DEFAULTS)
+            padding = [padding[0] + top, padding[1] + left]
+            graph.set_argument(user, _PADDING, padding, _CONV_DEFAULTS)
             user.replace_input_with(node, node.args[0])
         folded += 1
     return folded
@@ -202,12 +205,12 @@ def remove_no_ops(gm: fx.GraphModule) -> int:
 
 
 def _is_symmetric_zero_pad(node: fx.Node) -> bool:
-    amounts = node.args[1]
+    amounts: Any = node.args[1]
     mode = node.args[2] if len(node.args) > 2 else "constant"
     value = node.args[3] if len(node.args) > 3 else None
-    if mode != "constant" or value not in (None, 0, 0.0) or len(amounts) != 4:  # type: ignore[arg-type]
+    if mode != "constant" or value not in (None, 0, 0.0) or len(amounts) != 4:
         return False
-    left, right, top, bottom = amounts  # type: ignore[misc]
+    left, right, top, bottom = amounts
     return bool(left == right and top == bottom)
 
 

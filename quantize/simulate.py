@@ -71,10 +71,8 @@ def rounded_nodes(gm: fx.GraphModule) -> set[str]:
     return names
 
 
-def activation_grids(
-    gm: fx.GraphModule, ranges: Mapping[str, Range], kind: str
-) -> dict[str, Grid]:
-    """The grid of every rounded tensor by node name; ``kind`` is ``"minmax"`` or ``"histogram"``."""
+def activation_grids(gm: fx.GraphModule, ranges: Mapping[str, Range], kind: str) -> dict[str, Grid]:
+    """The grid of every rounded tensor by node name; ``kind`` as in :meth:`Range.of`."""
     return {
         name: activation_grid(*ranges[name].of(kind))
         for name in rounded_nodes(gm)
@@ -88,7 +86,7 @@ def run_samples(
     on_node: Callable[[fx.Node, Values], Values],
     before_node: Callable[[fx.Node, Callable[[fx.Node], Values]], None] = lambda node, get: None,
 ) -> list[Values]:
-    """Run node after node, each over all samples, so that a node can be changed before the next runs.
+    """Run node after node, each over all samples, so that a node can be changed before it runs.
 
     Args:
         gm: the program; its constants may be changed by the callbacks while it runs.

@@ -22,6 +22,7 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from edgekit.data import open_samples
 from edgekit.quantize.base import ExportRequest, tool_versions
 from edgekit.quantize.calibrate import load_ranges
 
@@ -31,9 +32,7 @@ def export(request: ExportRequest) -> Mapping[str, str]:
     program = torch.export.load(request.program)
     float_file = request.out.with_suffix(".float.onnx")
     with contextlib.redirect_stdout(io.StringIO()):
-        torch.onnx.export(
-            program, (), float_file, dynamo=True, external_data=False, verbose=False
-        )
+        torch.onnx.export(program, (), float_file, dynamo=True, external_data=False, verbose=False)
     if request.recipe.precision == "fp32":
         float_file.replace(request.out)
     else:
@@ -43,7 +42,7 @@ def export(request: ExportRequest) -> Mapping[str, str]:
 
 
 def _quantize(float_file: Path, request: ExportRequest) -> None:
-    assert request.ranges is not None
+    assert request.ranges is not None and request.calibration is not None
     prepared = float_file.with_suffix(".pre.onnx")
     quant_pre_process(str(float_file), str(prepared))
     graph = onnx.load(str(prepared)).graph
@@ -71,11 +70,9 @@ def _quantize(float_file: Path, request: ExportRequest) -> None:
 class _FirstSample(CalibrationDataReader):  # type: ignore[misc]
     """quantize_static insists on calibrating; values with a range of ours ignore the outcome."""
 
-    def __init__(self, names: list[str], stacks: tuple[Path, ...]) -> None:
-        feed = {
-            name: np.array(np.load(path, mmap_mode="r")[0])
-            for name, path in zip(names, stacks, strict=True)
-        }
+    def __init__(self, names: list[str], calibration: Path) -> None:
+        stacks = open_samples(calibration).inputs
+        feed = {name: np.array(stack[0]) for name, stack in zip(names, stacks, strict=True)}
         self._feeds: Iterator[dict[str, np.ndarray]] = iter([feed])
 
     def get_next(self) -> dict[str, np.ndarray] | None:

@@ -20,6 +20,7 @@ from ai_edge_litert.interpreter import Interpreter
 from ai_edge_quantizer import qtyping, quantizer, recipe
 from torch import fx
 
+from edgekit.data import open_samples
 from edgekit.files import write_atomic
 from edgekit.quantize.base import ExportRequest, tool_versions
 from edgekit.quantize.calibrate import Range, extremes_of_sample, load_ranges
@@ -58,8 +59,8 @@ def _quantize(float_file: Path, gm: fx.GraphModule, request: ExportRequest) -> b
         quantizing.update_quantization_recipe(
             regex=".*", operation_name=edge, algorithm_key="no_quantize"
         )
-    assert request.ranges is not None
-    stacks = [np.load(path, mmap_mode="r") for path in request.calibration]
+    assert request.ranges is not None and request.calibration is not None
+    stacks = open_samples(request.calibration).inputs
     signature, names = _signature(float_file)
     first = {name: stack[0] for name, stack in zip(names, stacks, strict=True)}
     calibration: _Calibration = quantizing.calibrate({signature: [first]})

@@ -1,0 +1,416 @@
+"""From a project to a bundle: load, calibrate, repair, export, inspect, evaluate, assemble.
+
+The process that the user talks to only plans and assembles; every step runs in a process of its own
+and is found again in the workspace when nothing that it depends on has changed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgekit import codec, registry
+from edgekit.bundle import Bundle
+from edgekit.config import ProjectConfig
+from edgekit.errors import DataError, EdgekitError, ExportFailed, UsageError
+from edgekit.isolate import Job, Outcome, run_isolated, run_many
+from edgekit.pipeline.assemble import Made, assemble
+from edgekit.pipeline.steps import (
+    EvaluateResult,
+    ExportResult,
+    LoadResult,
+    ReferenceResult,
+    SetResult,
+)
+from edgekit.pipeline.workspace import Workspace, environment, load_result, unchanged
+from edgekit.progress import Progress, Quiet
+from edgekit.quantize.recipes import MIN_INT8_MAC_SHARE, RECIPES
+from edgekit.types import CandidateFailure, Inspection, Recipe
+
+T = TypeVar("T")
+
+_STEPS = "edgekit.pipeline.steps"
+#: What :class:`edgekit.types.CandidateFailure` calls the stages of a candidate's jobs.
+_STAGES = {"export": "export", "evaluate": "evaluate"}
+#: Rough seconds by runtime, only to start the long jobs first.
+_WEIGHTS = {"executorch": 4.0, "tflite": 2.0, "onnx": 1.5, "torchscript": 1.0}
+
+
+@dataclass(frozen=True)
+class QuantizeOutcome:
+    """What quantizing gave. ``reused`` says that the bundle was up to date already.
+
+    ``within_budget`` are the ids of INT8 artifacts that keep the budget on this host (a preview).
+    """
+
+    bundle: Bundle
+    failures: tuple[CandidateFailure, ...]
+    within_budget: tuple[str, ...]
+    reused: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """One artifact to be made, and where its steps leave their results."""
+
+    id: str
+    runtime: str
+    recipe: Recipe
+    export: Path
+    evaluate: Path
+
+
+def quantize(project: ProjectConfig, *, progress: Progress | None = None) -> QuantizeOutcome:
+    """Make the project's bundle; what did not change since the last time is not made again.
+
+    Raises:
+        UsageError: configuration, model or data cannot be used.
+        WorkerCrashed: loading or calibrating died; single exporters become ``failures`` instead.
+        ExportFailed: no artifact could be made at all.
+    """
+    return _Quantizing(project, progress or Quiet()).run()
+
+
+class _Quantizing:
+    def __init__(self, project: ProjectConfig, progress: Progress) -> None:
+        self._project, self._progress = project, progress
+        self._workspace = Workspace(project.root)
+        self._environment = environment()
+        model = project.model
+        self._source = {
+            "source": model.source,
+            "root": str(project.root),
+            "name": model.name,
+            "weights": str(model.weights) if model.weights else "",
+            "unsafe_weights": model.unsafe_weights,
+            "inputs": [list(shape) for shape in model.inputs],
+            "example": model.example,
+        }
+
+    def run(self) -> QuantizeOutcome:
+        started = time.monotonic()
+        _check_settings(self._project)
+        try:
+            loaded, program = self._load()
+            sets = self._read_sets(loaded)
+            _check_eval_size(self._project, sets["choose"])
+            return self._make(loaded, program, sets, started)
+        finally:
+            self._workspace.clean(())
+
+    def _load(self) -> tuple[LoadResult, Path]:
+        step = self._workspace.step("load", self._environment, self._source)
+        result = load_result(LoadResult, step)
+        if result is None or not unchanged(result.dependencies):
+            with self._progress.stage("Load and export the model"):
+                self._run("load", {"source": self._source, "step": str(step)})
+            result = _finished(LoadResult, step)
+        else:
+            self._progress.log("The model is unchanged.")
+        for note in result.notes:
+            self._progress.log(note)
+        return result, step / "program.pt2"
+
+    def _read_sets(self, loaded: LoadResult) -> dict[str, SetResult]:
+        data = self._project.data
+        wanted = {"calibration": data.calib, "choose": data.eval, "report": data.report}
+        with self._progress.stage("Read calibration and evaluation samples"):
+            found = self._run(
+                "read_sets",
+                {
+                    "inputs": codec.to_jsonable(loaded.inputs),
+                    "preprocess": codec.to_jsonable(self._project.preprocess),
+                    "sets": {role: spec for role, spec in wanted.items() if spec},
+                    "root": str(self._project.root),
+                    "cache": str(self._workspace.samples),
+                },
+            )
+        return {
+            role: codec.from_json(SetResult, value, where="sample set")
+            for role, value in found.items()
+        }
+
+    def _make(
+        self,
+        loaded: LoadResult,
+        program: Path,
+        sets: Mapping[str, SetResult],
+        started: float,
+    ) -> QuantizeOutcome:
+        settings = self._project.quantize
+        metric = "" if self._project.data.metric == "auto" else self._project.data.metric
+        common = {
+            "choose": sets["choose"].path,
+            "report": sets["report"].path if "report" in sets else "",
+            "inputs": codec.to_jsonable(loaded.inputs),
+            "outputs": codec.to_jsonable(loaded.outputs),
+        }
+        set_ids = [sets["choose"].id, sets["report"].id if "report" in sets else ""]
+        base = [self._environment, loaded.program_digest]
+        reference = self._workspace.step("reference", *base, set_ids, metric)
+        jobs: list[Job] = []
+        if load_result(ReferenceResult, reference) is None:
+            payload = {
+                **common,
+                "source": self._source,
+                "program": str(program),
+                "metric": metric,
+                "step": str(reference),
+            }
+            jobs.append(self._job("reference", "reference", payload, weight=6))
+        candidates = []
+        repairs: dict[str, Path] = {}
+        for recipe in (RECIPES[name] for name in settings.recipes):
+            parts: list[Any] = [*base, recipe]
+            if recipe.precision == "int8":
+                parts.append(sets["calibration"].id)
+                repair = repairs[recipe.name] = self._workspace.step("repair", *parts)
+                if load_result(dict[str, str], repair) is None:
+                    payload = {
+                        "program": str(program),
+                        "calibration": sets["calibration"].path,
+                        "recipe": codec.to_jsonable(recipe),
+                        "step": str(repair),
+                    }
+                    jobs.append(self._job(f"repair {recipe.name}", "repair", payload, weight=10))
+            for runtime in settings.runtimes:
+                entry = registry.runtimes()[runtime]
+                export = self._workspace.step("export", *parts, runtime)
+                candidates.append(
+                    _Candidate(
+                        id=f"{self._project.model.name}-{runtime}-{recipe.name}",
+                        runtime=runtime,
+                        recipe=recipe,
+                        export=export,
+                        evaluate=self._workspace.step("evaluate", export.name, set_ids, metric),
+                    )
+                )
+                candidate = candidates[-1]
+                artifact = export / f"artifact{entry.extension}"
+                repaired = repairs.get(recipe.name)
+                if load_result(ExportResult, export) is None:
+                    payload = {
+                        **common,
+                        "runtime": runtime,
+                        "recipe": codec.to_jsonable(recipe),
+                        "extension": entry.extension,
+                        "program": str(repaired / "program.pt2" if repaired else program),
+                        "ranges": str(repaired / "ranges.json") if repaired else "",
+                        "calibration": sets["calibration"].path if repaired else "",
+                        "step": str(export),
+                    }
+                    jobs.append(
+                        self._job(
+                            f"export {candidate.id}",
+                            "export",
+                            payload,
+                            after=(f"repair {recipe.name}",) if repaired else (),
+                            weight=_WEIGHTS.get(runtime, 2.0),
+                        )
+                    )
+                if load_result(EvaluateResult, candidate.evaluate) is None:
+                    payload = {
+                        **common,
+                        "id": candidate.id,
+                        "artifact": str(artifact),
+                        "runtime": runtime,
+                        "reference": str(reference),
+                        "timeout_s": settings.timeout_s,
+                        "step": str(candidate.evaluate),
+                    }
+                    jobs.append(
+                        self._job(
+                            f"evaluate {candidate.id}",
+                            "evaluate",
+                            payload,
+                            after=(f"export {candidate.id}", "reference"),
+                            weight=0.5,
+                        )
+                    )
+        failures = self._run_jobs(jobs)
+        made, failed = _collect(candidates, failures)
+        if not made:
+            raise ExportFailed(
+                "No artifact could be made: " + "; ".join(f.message for f in failed),
+                remedy="`edgekit doctor` says which runtimes work on this machine.",
+            )
+        bundle, reused = assemble(
+            self._project,
+            loaded,
+            sets,
+            reference,
+            made,
+            failed,
+        )
+        return QuantizeOutcome(
+            bundle=bundle,
+            failures=tuple(failed),
+            within_budget=_within_budget(bundle, self._project.budget.max_drop),
+            reused=reused,
+            seconds=time.monotonic() - started,
+        )
+
+    def _run_jobs(self, jobs: list[Job]) -> dict[str, EdgekitError]:
+        """Run what has to be run; returns the failed jobs of single candidates by name."""
+        planned = {job.name for job in jobs}
+        jobs = [replace(job, after=tuple(n for n in job.after if n in planned)) for job in jobs]
+        if not jobs:
+            self._progress.log("All artifacts are up to date.")
+            return {}
+        failures: dict[str, EdgekitError] = {}
+        with self._progress.stage("Make and check the artifacts", total=len(jobs)) as stage:
+
+            def on_done(outcome: Outcome) -> None:
+                stage.advance(note=outcome.job.name)
+                if outcome.error is None:
+                    return
+                if outcome.job.name.partition(" ")[0] not in _STAGES:
+                    # The float reference or the calibration: nothing can be made without them.
+                    raise outcome.error
+                failures[outcome.job.name] = outcome.error
+                self._progress.log(f"{outcome.job.name} failed: {outcome.error}")
+
+            run_many(jobs, max_workers=os.cpu_count() or 1, on_done=on_done)
+        return failures
+
+    def _run(self, function: str, payload: dict[str, Any]) -> Any:
+        return run_isolated(self._job(function, function, payload, threads=os.cpu_count() or 1))
+
+    def _job(
+        self,
+        name: str,
+        function: str,
+        payload: dict[str, Any],
+        *,
+        after: tuple[str, ...] = (),
+        weight: float = 1.0,
+        threads: int = 1,
+    ) -> Job:
+        settings = self._project.quantize
+        return Job(
+            name=name,
+            entry=f"{_STEPS}:{function}",
+            payload=payload,
+            log=self._workspace.logs / f"{name.replace(' ', '-').replace('/', '_')}.log",
+            timeout_s=settings.timeout_s,
+            memory_bytes=settings.memory_bytes,
+            # As many jobs as cores run at once: one thread each, or they would fight.
+            env={"OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "2"},
+            after=after,
+            weight=weight,
+        )
+
+
+def _check_settings(project: ProjectConfig) -> None:
+    for name in project.quantize.recipes:
+        if name not in RECIPES:
+            raise UsageError(
+                f"There is no recipe {name!r}.", remedy=f"Recipes: {', '.join(RECIPES)}."
+            )
+    if project.data.eval is None:
+        raise DataError(
+            "There is no evaluation set, so nothing could be judged.",
+            remedy="Give one: --eval PATH, or eval under [data] in edgekit.toml.",
+        )
+    needs_calibration = any(RECIPES[name].precision == "int8" for name in project.quantize.recipes)
+    if needs_calibration and project.data.calib is None:
+        raise DataError(
+            "Static INT8 needs real samples to calibrate on.",
+            remedy="Give some: --calib PATH, or make only float artifacts: --recipes fp32.",
+        )
+
+
+def _check_eval_size(project: ProjectConfig, choose: SetResult) -> None:
+    """A drop of max_drop must be more than one sample, or it cannot be seen."""
+    max_drop = project.budget.max_drop
+    needed = math.ceil(1 / max_drop - 1e-9) if max_drop > 0 else 1
+    if choose.n < needed:
+        raise DataError(
+            f"The evaluation set has {choose.n} samples; a drop of {max_drop:g} can only be seen "
+            f"with at least {needed}.",
+            remedy=f"Give more samples, or a budget of {1 / choose.n:.3f} or more.",
+        )
+
+
+def _finished(cls: type[T], step: Path) -> T:
+    result = load_result(cls, step)
+    if result is None:
+        raise EdgekitError(f"The step {step.name} left no result.")
+    return result
+
+
+def _collect(
+    candidates: list[_Candidate], errors: Mapping[str, EdgekitError]
+) -> tuple[list[Made], list[CandidateFailure]]:
+    made, failed = [], []
+    for candidate in candidates:
+        error = errors.get(f"export {candidate.id}")
+        if error is not None:
+            failed.append(_failure(candidate, "export", error))
+            continue
+        export = _finished(ExportResult, candidate.export)
+        broken = _broken_promise(candidate, export.inspection)
+        if broken is not None:
+            failed.append(broken)
+            continue
+        error = errors.get(f"evaluate {candidate.id}")
+        if error is not None:
+            failed.append(_failure(candidate, "evaluate", error))
+            continue
+        made.append(
+            Made(
+                id=candidate.id,
+                runtime=candidate.runtime,
+                recipe=candidate.recipe,
+                folder=candidate.export,
+                export=export,
+                evaluated_in=candidate.evaluate,
+                evaluation=_finished(EvaluateResult, candidate.evaluate),
+            )
+        )
+    return made, failed
+
+
+def _broken_promise(candidate: _Candidate, found: Inspection) -> CandidateFailure | None:
+    promised = MIN_INT8_MAC_SHARE.get(candidate.recipe.name)
+    share = found.int8_mac_share
+    if promised is None or share is None or share >= promised:
+        return None
+    return CandidateFailure(
+        candidate=candidate.id,
+        runtime=candidate.runtime,
+        stage="inspect",
+        kind="label",
+        message=f"It is called {candidate.recipe.name}, but only {share:.0%} of its "
+        f"multiply-accumulates are in int8 ({promised:.0%} promised).",
+        remedy="`edgekit inspect` on the file lists the operators that stayed float.",
+    )
+
+
+def _failure(candidate: _Candidate, stage: Any, error: EdgekitError) -> CandidateFailure:
+    return CandidateFailure(
+        candidate=candidate.id,
+        runtime=candidate.runtime,
+        stage=stage,
+        kind=getattr(error, "kind", type(error).__name__),
+        message=error.message,
+        remedy=error.remedy,
+        log_tail=tuple(getattr(error, "log_tail", ())),
+    )
+
+
+def _within_budget(bundle: Bundle, max_drop: float) -> tuple[str, ...]:
+    int8 = {a.id for a in bundle.manifest.artifacts if a.precision == "int8"}
+    return tuple(
+        result.artifact_id
+        for evaluation in bundle.manifest.evals
+        if evaluation.role == "choose"
+        for result in evaluation.results
+        if result.artifact_id in int8 and result.drop <= max_drop
+    )

@@ -1,0 +1,333 @@
+"""The steps of making a bundle, as functions that run in worker processes.
+
+Each takes a JSON payload, fills one folder of the workspace and returns None; what came of it is
+read from the folder. Heavy imports happen in here, never in the process that the user talks to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit import codec
+from edgekit.files import sha256_file
+from edgekit.pipeline.workspace import making
+from edgekit.types import (
+    EvalResult,
+    Inspection,
+    Metric,
+    Preprocess,
+    RawTensor,
+    Recipe,
+    TensorSpec,
+)
+
+if TYPE_CHECKING:
+    from edgekit.data import SampleSet
+    from edgekit.quality import Array
+    from edgekit.sources import LoadedModel
+
+ARTIFACT = "artifact"
+#: Samples on which the prepared program is compared with the eager model.
+_CHECK_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """The model, exported. ``dependencies`` are (path, SHA-256) of the user's own files."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    weights_sha256: str
+    program_digest: str
+    passes: tuple[str, ...]
+    dependencies: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """One sample set that was read and checked; ``path`` is its folder."""
+
+    path: str
+    id: str
+    n: int
+    labelled: bool
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ReferenceResult:
+    """The float model's outputs: tensors of all evaluation and all report samples.
+
+    ``prepared_sqnr_db`` is how well the prepared program agrees with the eager model.
+    """
+
+    choose: tuple[RawTensor, ...]
+    report: tuple[RawTensor, ...]
+    metric: Metric
+    choose_value: float | None
+    report_value: float | None
+    prepared_sqnr_db: float
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """One artifact."""
+
+    tool_versions: dict[str, str]
+    inspection: Inspection
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """One artifact's quality on the host; ``golden`` are its outputs on the evaluation set."""
+
+    choose: EvalResult
+    report: EvalResult | None
+    golden: tuple[RawTensor, ...]
+
+
+def load(payload: dict[str, Any]) -> None:
+    """Load the model from its source, export and prepare it."""
+    from edgekit.quantize.engine import prepare_model
+
+    model = _load_model(payload)
+    results: list[Any] = []
+    with making(Path(payload["step"]), results) as folder:
+        prepared = prepare_model(model.module, model.example_inputs, model.input_names, folder)
+        results.append(
+            LoadResult(
+                inputs=prepared.inputs,
+                outputs=prepared.outputs,
+                weights_sha256=model.weights_sha256,
+                program_digest=prepared.digest,
+                passes=prepared.passes,
+                dependencies=tuple((str(path), sha256_file(path)) for path in model.dependencies),
+                notes=model.notes,
+            )
+        )
+
+
+def read_sets(payload: dict[str, Any]) -> dict[str, Any]:
+    """Read the sample sets and see to it that they are disjoint; returns SetResults by role."""
+    from itertools import combinations
+
+    from edgekit.data import check_disjoint, load_samples
+
+    inputs = codec.from_json(tuple[TensorSpec, ...], payload["inputs"], where="inputs")
+    given = payload["preprocess"]
+    preprocess = codec.from_json(Preprocess, given, where="preprocess") if given else None
+    sets = {
+        role: load_samples(
+            spec, inputs, preprocess, base=Path(payload["root"]), cache=Path(payload["cache"])
+        )
+        for role, spec in payload["sets"].items()
+    }
+    for first, second in combinations(sets.values(), 2):
+        check_disjoint(first, second)
+    return {
+        role: codec.to_jsonable(
+            SetResult(str(s.path), s.id, s.n, s.labels is not None, s.class_names)
+        )
+        for role, s in sets.items()
+    }
+
+
+def reference(payload: dict[str, Any]) -> None:
+    """What the eager float model gives on the evaluation and report sets."""
+    import numpy as np
+    import torch
+
+    from edgekit import quality
+    from edgekit.quantize.engine import samples
+    from edgekit.quantize.prepare import as_module, check_equal, flatten, run
+
+    module = _load_model(payload).module
+    outputs = codec.from_json(tuple[TensorSpec, ...], payload["outputs"], where="outputs")
+    choose, report = _open_sets(payload)
+    results: list[Any] = []
+    with making(Path(payload["step"]), results) as folder:
+
+        def eager(role: str, source: SampleSet) -> tuple[list[Array], tuple[RawTensor, ...]]:
+            stacks = [np.empty((source.n, *spec.shape), spec.dtype) for spec in outputs]
+            with torch.inference_mode():
+                for i, sample in enumerate(samples(source)):
+                    for stack, value in zip(stacks, flatten(module(*sample)), strict=True):
+                        stack[i] = value.numpy()
+            return stacks, _write_tensors(folder, role, outputs, stacks)
+
+        golden, choose_files = eager("choose", choose)
+        program = as_module(torch.export.load(payload["program"]))
+        checked = list(samples(choose))[:_CHECK_SAMPLES]
+        per_sample = [[value.numpy() for value in run(program, sample)] for sample in checked]
+        prepared = [np.stack(values) for values in zip(*per_sample, strict=True)]
+        sqnr_db = check_equal(
+            [stack[: len(checked)] for stack in golden], prepared, [s.name for s in outputs]
+        )
+        metric: Metric = payload["metric"] or quality.pick_metric(choose.labels, golden)
+        report_stacks, report_files = eager("report", report) if report else ([], ())
+        results.append(
+            ReferenceResult(
+                choose=choose_files,
+                report=report_files,
+                metric=metric,
+                choose_value=quality.float_metric(metric, golden, choose.labels),
+                report_value=quality.float_metric(metric, report_stacks, report.labels)
+                if report
+                else None,
+                prepared_sqnr_db=sqnr_db,
+            )
+        )
+
+
+def repair(payload: dict[str, Any]) -> None:
+    """Calibrate and mend the program for one INT8 recipe."""
+    from edgekit.data import open_samples
+    from edgekit.quantize.engine import repair_program
+
+    results: list[Any] = [{}]
+    with making(Path(payload["step"]), results) as folder:
+        repair_program(
+            Path(payload["program"]),
+            open_samples(Path(payload["calibration"])),
+            codec.from_json(Recipe, payload["recipe"], where="recipe"),
+            folder,
+            on_step=lambda name: print(name, flush=True),  # noqa: T201 - the job's log
+        )
+
+
+def export(payload: dict[str, Any]) -> None:
+    """Make one artifact and open it again to see what it holds."""
+    from edgekit.quantize.base import ExportRequest
+    from edgekit.quantize.base import export as make
+    from edgekit.quantize.inspect import inspect_file
+
+    results: list[Any] = []
+    with making(Path(payload["step"]), results) as folder:
+        request = ExportRequest(
+            runtime=payload["runtime"],
+            recipe=codec.from_json(Recipe, payload["recipe"], where="recipe"),
+            program=Path(payload["program"]),
+            inputs=codec.from_json(tuple[TensorSpec, ...], payload["inputs"], where="inputs"),
+            out=folder / (ARTIFACT + payload["extension"]),
+            ranges=Path(payload["ranges"]) if payload["ranges"] else None,
+            calibration=Path(payload["calibration"]) if payload["calibration"] else None,
+        )
+        versions = make(request)
+        results.append(
+            ExportResult(
+                tool_versions=versions,
+                inspection=inspect_file(request.out),
+                sha256=sha256_file(request.out),
+                size_bytes=request.out.stat().st_size,
+            )
+        )
+
+
+def evaluate(payload: dict[str, Any]) -> None:
+    """Run one artifact on this machine over the evaluation and report sets."""
+    from edgekit.targets.measure import HostMeasurer
+
+    outputs = codec.from_json(tuple[TensorSpec, ...], payload["outputs"], where="outputs")
+    reference_step = Path(payload["reference"])
+    found = codec.from_json(
+        ReferenceResult, (reference_step / "result.json").read_bytes(), where="reference"
+    )
+    choose, report = _open_sets(payload)
+    measurer = HostMeasurer(timeout_s=payload["timeout_s"])
+    results: list[Any] = []
+
+    with making(Path(payload["step"]), results) as folder:
+
+        def judge(
+            source: SampleSet, tensors: tuple[RawTensor, ...]
+        ) -> tuple[EvalResult, list[Array]]:
+            given = measurer.outputs(
+                Path(payload["artifact"]),
+                payload["runtime"],
+                source.inputs,
+                outputs,
+                workdir=folder,
+            )
+            wanted = [_read_tensor(reference_step, tensor) for tensor in tensors]
+            names = [spec.name for spec in outputs]
+            result = _quality(payload["id"], found.metric, names, wanted, given, source.labels)
+            return result, given
+
+        chosen, golden = judge(choose, found.choose)
+        files = _write_tensors(folder, "golden", outputs, golden)
+        reported = judge(report, found.report)[0] if report else None
+        _remove_folders(folder)
+        results.append(EvaluateResult(chosen, reported, files))
+
+
+def _quality(
+    artifact_id: str,
+    metric: Metric,
+    names: Sequence[str],
+    wanted: Sequence[Array],
+    given: Sequence[Array],
+    labels: Array | None,
+) -> EvalResult:
+    from edgekit import quality
+
+    return EvalResult(
+        artifact_id=artifact_id,
+        drop=quality.metric_drop(metric, wanted, given, labels),
+        top1_agreement=None if metric == "cosine" else quality.top1_agreement(wanted[0], given[0]),
+        outputs=quality.output_quality(names, wanted, given),
+    )
+
+
+def _load_model(payload: dict[str, Any]) -> LoadedModel:
+    from edgekit import sources
+
+    given = payload["source"]
+    return sources.load(
+        sources.SourceSpec(
+            source=given["source"],
+            root=Path(given["root"]),
+            name=given["name"],
+            weights=Path(given["weights"]) if given["weights"] else None,
+            unsafe_weights=given["unsafe_weights"],
+            inputs=tuple(tuple(shape) for shape in given["inputs"]),
+            example=given["example"],
+        )
+    )
+
+
+def _open_sets(payload: dict[str, Any]) -> tuple[SampleSet, SampleSet | None]:
+    from edgekit.data import open_samples
+
+    report = payload["report"]
+    return open_samples(Path(payload["choose"])), open_samples(Path(report)) if report else None
+
+
+def _write_tensors(
+    folder: Path, prefix: str, specs: Iterable[TensorSpec], stacks: Iterable[Array]
+) -> tuple[RawTensor, ...]:
+    from edgekit.bundle import write_raw_tensor
+
+    return tuple(
+        write_raw_tensor(folder, f"{prefix}-{i}.raw", spec.name, stack)
+        for i, (spec, stack) in enumerate(zip(specs, stacks, strict=True))
+    )
+
+
+def _read_tensor(folder: Path, tensor: RawTensor) -> Array:
+    import numpy as np
+
+    return np.memmap(folder / tensor.path, tensor.dtype, mode="r", shape=tensor.shape)
+
+
+def _remove_folders(folder: Path) -> None:
+    import shutil
+
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)

@@ -1,0 +1,105 @@
+"""Finished steps on disk, by key: a step whose inputs did not change is not done again.
+
+A step is a folder ``<name>-<key>`` with its files and ``result.json``; it appears by one rename, so
+it is complete or absent. The key is a hash over everything that the result depends on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgekit import codec
+from edgekit.errors import BundleError
+from edgekit.files import remove_stale_staging, sha256_file, staged_dir
+
+T = TypeVar("T")
+
+RESULT = "result.json"
+#: How many bytes of finished steps are kept; the least recently used go first.
+KEEP_BYTES = 4 * 2**30
+
+
+class Workspace:
+    """The steps of one project, in ``<root>/.edgekit/work``."""
+
+    def __init__(self, root: Path) -> None:
+        self.path = root / ".edgekit" / "work"
+        self.samples = root / ".edgekit" / "samples"
+        self.logs = root / ".edgekit" / "logs"
+
+    def step(self, name: str, *parts: object) -> Path:
+        """The folder of a step whose result depends on ``parts`` (JSON values, dataclasses)."""
+        key = hashlib.sha256(codec.to_json([name, list(parts)]).encode()).hexdigest()
+        return self.path / f"{name}-{key[:24]}"
+
+    def clean(self, in_use: Iterable[Path]) -> None:
+        """Remove what crashed writers left, and old steps above :data:`KEEP_BYTES`."""
+        if not self.path.is_dir():
+            return
+        remove_stale_staging(self.path)
+        used = set(in_use)
+        total = sum(_size(step) for step in used)
+        others = sorted(set(self.path.iterdir()) - used, key=_last_use, reverse=True)
+        for step in others:
+            total += _size(step)
+            if total > KEEP_BYTES:
+                shutil.rmtree(step, ignore_errors=True)
+
+
+@contextmanager
+def making(step: Path, results: list[Any]) -> Iterator[Path]:
+    """A folder to fill; with the block's end it becomes ``step``, with ``results[0]`` beside."""
+    with staged_dir(step) as folder:
+        yield folder
+        (folder / RESULT).write_text(codec.to_json(results[0]), encoding="utf-8")
+
+
+def load_result(cls: type[T], step: Path) -> T | None:
+    """The result of a finished step, or None where it was not done or is from another version."""
+    path = step / RESULT
+    try:
+        text = path.read_bytes()
+        os.utime(path)
+        return codec.from_json(cls, text, where=str(path))
+    except (OSError, BundleError):
+        return None
+
+
+def unchanged(files: Iterable[tuple[str, str]]) -> bool:
+    """Whether files (path, SHA-256) are what they were."""
+    try:
+        return all(sha256_file(Path(path)) == digest for path, digest in files)
+    except OSError:
+        return False
+
+
+def environment() -> str:
+    """A hash over the versions of all installed packages and edgekit's own code."""
+    digest = hashlib.sha256(sys.version.encode())
+    installed = set()
+    for folder in sys.path:
+        with suppress(OSError):
+            installed |= {name for name in os.listdir(folder or ".") if name.endswith("-info")}
+    digest.update("\n".join(sorted(installed)).encode())
+    package = Path(__file__).resolve().parent.parent
+    for part in ("quantize", "sources", "pipeline"):
+        for source in sorted((package / part).glob("*.py")):
+            digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def _size(step: Path) -> int:
+    return sum(path.stat().st_size for path in step.rglob("*") if path.is_file())
+
+
+def _last_use(step: Path) -> float:
+    with suppress(OSError):
+        return (step / RESULT).stat().st_mtime
+    return 0.0

@@ -1,0 +1,119 @@
+"""TorchScript: ``.pt`` files, INT8 by FX graph-mode quantization for the qnnpack engine.
+
+Legacy: upstream has deprecated TorchScript; people still ship it. Weights are per channel, and
+activations take the ranges of edgekit's calibration: observers are placed by FX and then replaced
+by fixed ones, so nothing is calibrated twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.ao.quantization import QConfig, get_default_qconfig_mapping
+from torch.ao.quantization.observer import (
+    FixedQParamsObserver,
+    HistogramObserver,
+    PerChannelMinMaxObserver,
+)
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+from edgekit.quantize import graph
+from edgekit.quantize.base import ExportRequest, tool_versions
+from edgekit.quantize.calibrate import Range, load_ranges
+from edgekit.quantize.prepare import as_module
+from edgekit.quantize.rebuild import to_modules
+from edgekit.quantize.simulate import activation_grid
+
+#: The engine of ARM devices; a file made for it also runs on x86 under the same engine.
+ENGINE = "qnnpack"
+#: What FX fuses must share one configuration.
+_LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.ReLU)
+
+
+def export(request: ExportRequest) -> Mapping[str, str]:
+    """See :class:`edgekit.quantize.base.Exporter`."""
+    gm = as_module(torch.export.load(request.program))
+    example = tuple(torch.zeros(spec.shape) for spec in request.inputs)
+    module: nn.Module = gm
+    if request.recipe.precision == "int8":
+        assert request.ranges is not None
+        torch.backends.quantized.engine = ENGINE
+        module = quantize(gm, load_ranges(request.ranges), request.recipe.ranges, example)
+    with torch.no_grad():
+        traced = torch.jit.trace(module, example, check_trace=False)
+        frozen = torch.jit.freeze(traced.eval())
+    partial = request.out.with_name(request.out.name + ".part")
+    frozen.save(str(partial))
+    partial.replace(request.out)
+    return tool_versions("torch")
+
+
+def quantize(
+    gm: fx.GraphModule,
+    ranges: Mapping[str, Range],
+    kind: str,
+    example: tuple[torch.Tensor, ...],
+) -> fx.GraphModule:
+    """FX static INT8: per-channel weights, activations on the calibrated grids."""
+    rebuilt = to_modules(gm)
+    prepared = prepare_fx(rebuilt, _qconfig_mapping(), example)
+    names = _names(gm, rebuilt, prepared)
+    for node in prepared.graph.nodes:
+        if node.op != "call_module":
+            continue
+        observer = prepared.get_submodule(node.target)
+        if isinstance(observer, HistogramObserver):
+            fixed = _fixed_observer(ranges[names[node.args[0]]], kind)
+            setattr(prepared, node.target, fixed)
+    converted: fx.GraphModule = convert_fx(prepared)
+    return converted
+
+
+def _names(
+    gm: fx.GraphModule, rebuilt: fx.GraphModule, prepared: fx.GraphModule
+) -> dict[fx.Node, str]:
+    """For each node that FX prepared, the node of the program whose value it has.
+
+    Preparation traces anew, which keeps the order and the names of submodules, not those of
+    functions; and a layer that was fused with its activation has the activation's value.
+    """
+    fused = {
+        layer.name: layer.activation.name
+        for layer in graph.layers(gm)
+        if layer.activation is not None
+    }
+    names = {
+        node: fused.get(node.target, node.target)
+        for node in prepared.graph.nodes
+        if node.op == "call_module"
+    }
+    functions = ("placeholder", "call_function")
+    before = [node for node in rebuilt.graph.nodes if node.op in functions]
+    after = [node for node in prepared.graph.nodes if node.op in functions]
+    for old, new in zip(before, after, strict=True):
+        names[new] = old.name
+    return names
+
+
+def _qconfig_mapping() -> Any:
+    weight = PerChannelMinMaxObserver.with_args(
+        dtype=torch.qint8,
+        qscheme=torch.per_channel_symmetric,
+        quant_min=-127,
+        quant_max=127,
+        eps=2**-23,
+    )
+    config = QConfig(activation=HistogramObserver.with_args(reduce_range=False), weight=weight)
+    mapping = get_default_qconfig_mapping(ENGINE).set_global(config)
+    for layer_type in _LAYER_TYPES:
+        mapping.set_object_type(layer_type, config)
+    return mapping
+
+
+def _fixed_observer(found: Range, kind: str) -> FixedQParamsObserver:
+    grid = activation_grid(*found.of(kind))
+    # quint8 is int8 moved up by 128: the same grid.
+    return FixedQParamsObserver(scale=grid.scale, zero_point=grid.zero_point + 128)
