@@ -1,0 +1,288 @@
+"""From a bundle to a decision on a device: push, probe, select, activate.
+
+What was measured is written to a run folder as it arrives. :func:`deploy` measures anew each time;
+:func:`run` first looks for a run of the same bundle with the same settings on the same device.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgekit import results
+from edgekit.bundle import Bundle
+from edgekit.config import DeviceConfig, ProjectConfig
+from edgekit.errors import UsageError
+from edgekit.pipeline.quantizing import QuantizeOutcome, quantize
+from edgekit.progress import Progress, Quiet
+from edgekit.results import RunDir, RunRecord
+from edgekit.select import select
+from edgekit.targets import Device, PushReport, connect
+from edgekit.types import (
+    Activation,
+    CandidateFailure,
+    DeviceFacts,
+    ProbeRequest,
+    ProbeResult,
+    Selection,
+    Target,
+)
+
+
+@dataclass(frozen=True)
+class DeployOutcome:
+    """What deploying gave.
+
+    Attributes:
+        record: the run: probes, failures, selection.
+        activation: what is active now; None where nothing was activated.
+        pushed: what was sent; None where no connection was needed for it.
+        reused: True where an earlier run answered and nothing was measured.
+        seconds: wall time.
+    """
+
+    record: RunRecord
+    activation: Activation | None
+    pushed: PushReport | None
+    reused: bool
+    seconds: float
+
+    @property
+    def selection(self) -> Selection:
+        assert self.record.selection is not None
+        return self.record.selection
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What ``run`` gave: the bundle, and one deploy per target."""
+
+    quantized: QuantizeOutcome
+    deploys: tuple[DeployOutcome, ...]
+
+
+def probe(
+    bundle: Bundle,
+    target: Target,
+    config: DeviceConfig,
+    *,
+    artifacts: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> DeployOutcome:
+    """Push and measure, select, but activate nothing. ``artifacts`` limits it to some ids.
+
+    Raises:
+        DeviceError: the device cannot be reached or is unfit.
+    """
+    return _deploy(bundle, target, config, artifacts, False, True, progress or Quiet())
+
+
+def deploy(
+    bundle: Bundle,
+    target: Target,
+    config: DeviceConfig,
+    *,
+    activate: bool = True,
+    progress: Progress | None = None,
+) -> DeployOutcome:
+    """Push, measure, select and, unless told otherwise, activate what was selected.
+
+    Raises:
+        DeviceError: the device cannot be reached or is unfit.
+        DeployRolledBack: the selected artifact failed its health check on the device.
+    """
+    return _deploy(bundle, target, config, (), activate, True, progress or Quiet())
+
+
+def run(
+    project: ProjectConfig,
+    targets: Sequence[Target],
+    *,
+    activate: bool = True,
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> RunOutcome:
+    """Quantize and deploy; steps whose inputs did not change are not done again.
+
+    Args:
+        project: what to make and how to judge it.
+        targets: where to deploy it, one after the other.
+        activate: switch each device to what was selected.
+        fresh: measure again even where an earlier run answers.
+
+    Raises:
+        EdgekitError: as :func:`edgekit.pipeline.quantize` and :func:`deploy`.
+    """
+    shown = progress or Quiet()
+    quantized = quantize(project, progress=shown)
+    deploys = [
+        _deploy(quantized.bundle, target, project.device, (), activate, fresh, shown)
+        for target in targets
+    ]
+    return RunOutcome(quantized, tuple(deploys))
+
+
+def _deploy(
+    bundle: Bundle,
+    target: Target,
+    config: DeviceConfig,
+    artifacts: Sequence[str],
+    activate: bool,
+    fresh: bool,
+    progress: Progress,
+) -> DeployOutcome:
+    started = time.monotonic()
+    requests = _requests(bundle, config, artifacts)
+    pushed: PushReport | None = None
+    activation: Activation | None = None
+    with connect(target) as device:
+        earlier = None if fresh else _find_run(config.runs, bundle, target, requests, device)
+        if earlier is not None:
+            progress.log(f"Measured before, in {earlier.path.name}; nothing has changed since.")
+            selection = _select(earlier, config)
+            if selection != earlier.selection:
+                RunDir(earlier.path).write_selection(selection)
+            record = replace(earlier, selection=selection)
+        else:
+            pushed = device.push(bundle, _ids(requests), progress=progress)
+            record = _measure(device, bundle, target, config, requests, progress)
+        assert record.selection is not None
+        if activate and record.selection.chosen is not None:
+            chosen = record.selection.candidates[record.selection.chosen]
+            activation = _active(device, bundle, chosen.artifact_id, chosen.threads)
+            if activation is None:
+                with progress.stage("Check on the device and activate"):
+                    activation = device.activate(bundle, chosen.artifact_id, chosen.threads)
+    return DeployOutcome(
+        record=record,
+        activation=activation,
+        pushed=pushed,
+        reused=earlier is not None,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _requests(bundle: Bundle, config: DeviceConfig, artifacts: Sequence[str]) -> list[ProbeRequest]:
+    chosen = [bundle.artifact(name) for name in artifacts] or list(bundle.manifest.artifacts)
+    if not chosen:
+        raise UsageError("The bundle holds no artifact.", remedy="Make it again.")
+    return [
+        ProbeRequest(
+            artifact_id=artifact.id,
+            artifact_sha256=artifact.sha256,
+            threads=threads,
+            processes=config.probe.processes,
+            budget_s=config.probe.budget_s,
+        )
+        for artifact in chosen
+        for threads in config.probe.threads
+    ]
+
+
+def _ids(requests: Sequence[ProbeRequest]) -> list[str]:
+    return list(dict.fromkeys(request.artifact_id for request in requests))
+
+
+def _measure(
+    device: Device,
+    bundle: Bundle,
+    target: Target,
+    config: DeviceConfig,
+    requests: Sequence[ProbeRequest],
+    progress: Progress,
+) -> RunRecord:
+    manifest_json = bundle.file("manifest.json").read_bytes()
+    folder = RunDir.create(config.runs, bundle.manifest.model.name, target.name, manifest_json)
+    failures = list(bundle.recipe_log.failures)
+
+    def keep(result: ProbeResult) -> None:
+        folder.append_probe(result)
+        if result.error is not None:
+            failures.append(result.error)
+            progress.log(f"{result.error.candidate} failed: {result.error.message}")
+
+    device.probe(bundle, requests, seed=config.probe.seed, on_result=keep, progress=progress)
+    folder.write_failures(failures)
+    record = results.load(folder.path)
+    selection = _select(record, config)
+    folder.write_selection(selection)
+    return replace(record, selection=selection)
+
+
+def _select(record: RunRecord, config: DeviceConfig) -> Selection:
+    return select(
+        record.manifest, record.probes, config.budget, config.probe.objective, record.failures
+    )
+
+
+def _find_run(
+    runs: Path,
+    bundle: Bundle,
+    target: Target,
+    requests: Sequence[ProbeRequest],
+    device: Device,
+) -> RunRecord | None:
+    """The newest whole run of this bundle, with these settings, on this device as it is now."""
+    facts: DeviceFacts | None = None
+    for name in reversed(results.run_names(runs)):
+        record = _quietly(lambda name=name: results.load(runs / name))
+        if (
+            record is None
+            or record.target != target.name
+            or record.manifest != bundle.manifest
+            or {probe.request for probe in record.probes} != set(requests)
+        ):
+            continue
+        facts = facts or device.facts()
+        if all(_same_device(facts, probe.facts_before) for probe in record.probes):
+            return record
+    return None
+
+
+def _quietly(read: Callable[[], RunRecord]) -> RunRecord | None:
+    from edgekit.errors import EdgekitError
+
+    try:
+        return read()
+    except EdgekitError:
+        return None
+
+
+def _same_device(a: DeviceFacts, b: DeviceFacts) -> bool:
+    def stable(facts: DeviceFacts) -> tuple[object, ...]:
+        return (
+            facts.model,
+            facts.arch,
+            facts.os,
+            facts.kernel,
+            facts.python,
+            facts.cpu_features,
+            facts.cpu_count,
+            facts.governor,
+            facts.emulated,
+        )
+
+    return stable(a) == stable(b)
+
+
+def _active(device: Device, bundle: Bundle, artifact_id: str, threads: int) -> Activation | None:
+    """The device's activation, if it already is this artifact of this bundle."""
+    for active in device.status():
+        if (
+            active.model == bundle.manifest.model.name
+            and bundle.digest.startswith(active.release)
+            and active.artifact_id == artifact_id
+            and active.threads == threads
+        ):
+            return active
+    return None
+
+
+def all_failures(outcome: RunOutcome) -> tuple[CandidateFailure, ...]:
+    """Every failed candidate of a run, once."""
+    found = [*outcome.quantized.failures]
+    for one in outcome.deploys:
+        found.extend(one.record.failures)
+    return tuple(dict.fromkeys(found))
