@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edgekit import __version__
 from edgekit.cli.options import Config, TargetOption
 from edgekit.cli.output import Output
-from edgekit.cli.tables import table
 from edgekit.config import DeviceConfig
-from edgekit.environment import Check, check_exporters, check_machine, check_sources
-from edgekit.errors import DeviceError
+from edgekit.environment import check_exporters, check_machine, check_sources
 from edgekit.resolve import resolve_target
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    pass
 
 
 def doctor(out: Output, target: TargetOption = None, config: Config = None) -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from datetime import date
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgekit.cli.options import Config
+from edgekit.cli.options import Config, Runs
 from edgekit.cli.output import Output
 from edgekit.config import DeviceConfig
 
@@ -29,9 +28,7 @@ def results(
         str | None,
         typer.Option(help="A query over the tables runs, candidates, probes and failures instead."),
     ] = None,
-    runs: Annotated[
-        Path | None, typer.Option(help="The folder of the runs; default: the project's.")
-    ] = None,
+    runs: Runs = None,
     config: Config = None,
 ) -> None:
     """List the recorded measurements.

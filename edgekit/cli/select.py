@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from edgekit.cli.options import Config, MaxDrop, MaxRssMb, MaxSizeMb, Objective
+from edgekit.cli.options import Config, MaxDrop, MaxRssMb, MaxSizeMb, Objective, Runs
 from edgekit.cli.outcome import show_run
 from edgekit.cli.output import Output
 from edgekit.config import DeviceConfig
@@ -23,9 +22,7 @@ def select(
     max_size_mb: MaxSizeMb = None,
     max_rss_mb: MaxRssMb = None,
     objective: Objective = None,
-    runs: Annotated[
-        Path | None, typer.Option(help="The folder of the runs; default: the project's.")
-    ] = None,
+    runs: Runs = None,
     config: Config = None,
 ) -> int:
     """Choose again from recorded measurements, within another budget.

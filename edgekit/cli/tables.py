@@ -40,9 +40,7 @@ def table(
 
     grid = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     for column in columns:
-        grid.add_column(
-            column, justify="right" if column in right else "left", overflow="fold"
-        )
+        grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(Text(cell) for cell in row))
     return grid

@@ -1,0 +1,78 @@
+"""What --target may name, and which device it then means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from edgekit import registry, resolve
+from edgekit.errors import UsageError
+from edgekit.resolve import resolve_one, resolve_target, resolve_targets
+from edgekit.types import Target
+
+HERE = Target("here", "local", "", workdir="/tmp/x")
+PI = Target("pi", "ssh", "pi@raspberrypi.local")
+KNOWN: Mapping[str, Target] = {"here": HERE, "pi": PI}
+
+
+@pytest.fixture
+def with_ssh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this version had the transports that are to come."""
+    monkeypatch.setitem(registry.TRANSPORTS, "ssh", "somewhere:Ssh")
+    monkeypatch.setitem(registry.TRANSPORTS, "adb", "somewhere:Adb")
+
+
+def test_a_name_of_the_file_and_local() -> None:
+    assert resolve_target("here", KNOWN) == HERE
+    assert resolve_target("local", {}) == Target("local", "local", "")
+    own = Target("local", "local", "", workdir="/elsewhere")
+    assert resolve_target("local", {"local": own}) == own
+
+
+@pytest.mark.parametrize("text", ["ssh://pi@10.0.0.7:22", "adb:R5C0000", "pi"])
+def test_what_this_version_cannot_reach_is_said(text: str) -> None:
+    with pytest.raises(UsageError, match=r"transport (ssh|adb) is not available in this version"):
+        resolve_target(text, KNOWN)
+
+
+@pytest.mark.usefixtures("with_ssh")
+def test_addresses() -> None:
+    assert resolve_target("ssh://pi@10.0.0.7:2222", {}) == Target(
+        "10.0.0.7_2222", "ssh", "ssh://pi@10.0.0.7:2222"
+    )
+    assert resolve_target("adb:R5C0000", {}) == Target("R5C0000", "adb", "R5C0000")
+
+
+@pytest.mark.usefixtures("with_ssh")
+def test_profiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolve, "profiles", lambda: {"rpi4": {"workdir": "/srv/edgekit"}})
+    found = resolve_target("rpi4", {})
+    assert (found.transport, found.address, found.profile) == ("ssh", "rpi4", "rpi4")
+    assert found.workdir == "/srv/edgekit"
+    own = Target("mine", "ssh", "x", workdir="/own", profile="rpi4")
+    assert resolve_target("mine", {"mine": own}).workdir == "/own", "the file wins"
+    with pytest.raises(UsageError, match=r"no profile 'rpi44'") as caught:
+        resolve_target("mine", {"mine": Target("mine", "ssh", "x", profile="rpi44")})
+    assert "'rpi4'" in caught.value.remedy
+
+
+def test_unknown_names_are_suggested() -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve_target("heer", KNOWN)
+    assert "Did you mean 'here'?" in caught.value.remedy
+
+
+def test_several_and_one() -> None:
+    assert resolve_targets(None, {"here": HERE}) == [HERE]
+    assert resolve_targets(["local", "here"], KNOWN)[1] == HERE
+    for texts, known in ((None, {}), (["here", "here"], KNOWN)):
+        with pytest.raises(UsageError):
+            resolve_targets(texts, known)
+    assert resolve_one(None, {"here": HERE}) == HERE
+    with pytest.raises(UsageError, match=r"Which target"):
+        resolve_one(None, KNOWN)
+
+
+def test_every_built_in_profile_is_readable() -> None:
+    assert all(isinstance(table, dict) for table in resolve.profiles().values())
