@@ -6,6 +6,7 @@ The fields of the manifest are described in docs/manifest.md.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -84,8 +85,9 @@ class Bundle:
             BundleError: where anything is damaged, missing, not listed, or not safe.
         """
         source = Path(path)
-        if not source.exists() and source.parent.is_dir():
-            remove_stale_staging(source.parent)  # puts back what a crashed writer moved aside
+        if not source.exists():
+            with contextlib.suppress(OSError):  # puts back what a crashed writer moved aside
+                remove_stale_staging(source.parent)
         if source.is_dir():
             return cls._open_dir(source.resolve(), str(source), verify)
         if not source.is_file():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -112,7 +112,7 @@ def parse_json(text: str | bytes, *, where: str, error: type[EdgekitError] = Bun
 
 def from_json(
     cls: type[T],
-    document: str | bytes | Mapping[str, Any],
+    document: str | bytes | Mapping[str, Any] | Sequence[Any],
     *,
     where: str,
     error: type[EdgekitError] = BundleError,
@@ -122,8 +122,8 @@ def from_json(
     Types are not converted (a string is no number), and unknown or missing fields are refused.
 
     Args:
-        cls: a dataclass of :mod:`edgekit.types`.
-        document: JSON text, or the parsed object.
+        cls: a dataclass of :mod:`edgekit.types`, or a tuple or mapping of such.
+        document: JSON text, or the parsed document.
         where: what the document is, for the error.
         error: the exception class to raise; its message names the field.
     """
