@@ -140,6 +140,6 @@ def check_machine(folder: Path) -> list[Check]:
             "disk",
             free >= _ENOUGH_DISK_BYTES,
             f"{free / 1e9:.1f} GB free in {folder}",
-            "" if free >= _ENOUGH_DISK_BYTES else "Make room: a bundle needs about 1 GB on the way.",
+            "" if free >= _ENOUGH_DISK_BYTES else "Make room: making a bundle takes about 1 GB.",
         ),
     ]

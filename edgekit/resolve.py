@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib import resources
-from typing import Any
 
 from edgekit import registry
 from edgekit.errors import UsageError
@@ -17,18 +14,15 @@ from edgekit.types import Target
 _LOCAL = Target(name="local", transport="local", address="")
 
 
-def profiles() -> Mapping[str, Mapping[str, Any]]:
-    """The built-in device profiles by name, as their files in targets/profiles say."""
+def profile_names() -> tuple[str, ...]:
+    """The built-in device profiles, as their files in targets/profiles are called."""
     folder = resources.files("edgekit.targets") / "profiles"
-    return {
-        item.name.removesuffix(".toml"): tomllib.loads(item.read_text(encoding="utf-8"))
-        for item in sorted(folder.iterdir(), key=lambda item: item.name)
-        if item.name.endswith(".toml")
-    }
+    files = [item.name for item in folder.iterdir()]
+    return tuple(sorted(name.removesuffix(".toml") for name in files if name.endswith(".toml")))
 
 
 def resolve_target(text: str, known: Mapping[str, Target]) -> Target:
-    """The target that ``text`` names, with what its profile adds.
+    """The target that ``text`` names.
 
     Args:
         text: a key of ``known``, a profile, ``ssh://user@host:port``, ``adb:SERIAL`` or ``local``.
@@ -39,7 +33,7 @@ def resolve_target(text: str, known: Mapping[str, Target]) -> Target:
     """
     found = known.get(text) or _from_text(text)
     if found is None:
-        names = [*known, *profiles(), "local"]
+        names = [*known, *profile_names(), "local"]
         raise UsageError(
             f"There is no target {text!r}.",
             remedy=did_you_mean(text, names)
@@ -50,7 +44,7 @@ def resolve_target(text: str, known: Mapping[str, Target]) -> Target:
             f"{text}: transport {found.transport} is not available in this version.",
             remedy=f"Available: {', '.join(registry.transports())}.",
         )
-    return _with_profile(found)
+    return found
 
 
 def resolve_targets(texts: Sequence[str] | None, known: Mapping[str, Target]) -> list[Target]:
@@ -90,21 +84,6 @@ def _from_text(text: str) -> Target | None:
     if text.startswith("adb:"):
         serial = text.removeprefix("adb:")
         return Target(name=serial or "adb", transport="adb", address=serial)
-    if text in profiles():
+    if text in profile_names():
         return Target(name=text, transport="ssh", address=text, profile=text)
     return None
-
-
-def _with_profile(target: Target) -> Target:
-    if not target.profile:
-        return target
-    known = profiles()
-    if target.profile not in known:
-        raise UsageError(
-            f"Target {target.name}: there is no profile {target.profile!r}.",
-            remedy=did_you_mean(target.profile, known) or f"Known: {', '.join(known) or 'none'}.",
-        )
-    workdir = known[target.profile].get("workdir")
-    if isinstance(workdir, str) and target.workdir == Target("", "", "").workdir:
-        return replace(target, workdir=workdir)
-    return target

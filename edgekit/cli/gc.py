@@ -19,7 +19,7 @@ def gc(out: Output, target: TargetOption = None, config: Config = None) -> None:
     from edgekit.targets.device import connect
 
     found = resolve_one(target, DeviceConfig.from_args(config=config).targets)
-    with connect(found) as device:
+    with connect(found, progress=out.progress) as device:
         removed = device.gc()
 
     def show(console: Console) -> None:

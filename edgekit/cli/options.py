@@ -127,9 +127,7 @@ TargetsOption = Annotated[
         "edgekit.toml.",
     ),
 ]
-Runs = Annotated[
-    Path | None, typer.Option(help="The folder of the runs; default: the project's.")
-]
+Runs = Annotated[Path | None, typer.Option(help="The folder of the runs; default: the project's.")]
 NoActivate = Annotated[
     bool, typer.Option("--no-activate", help="Measure and choose, but leave the device as it is.")
 ]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from edgekit.config import ProjectConfig
-    from edgekit.pipeline import QuantizeOutcome
+    from edgekit.pipeline import DeployOutcome, QuantizeOutcome
     from edgekit.results import RunRecord
 
 
@@ -28,6 +28,44 @@ def show_run(out: Output, record: RunRecord) -> int:
 
     out.result(run_document(record), show)
     return selection_code(record.selection)
+
+
+def show_deploy(out: Output, outcome: DeployOutcome, *, strict: bool) -> int:
+    """Print what deploying or probing gave; 3 where nothing was eligible, 8 with ``strict``."""
+    out.result(deploy_document(outcome), lambda console: draw_deploy(console, outcome))
+    return deploy_code(outcome, strict=strict)
+
+
+def draw_deploy(console: Console, outcome: DeployOutcome) -> None:
+    """The selection, what is active now, and where the record is."""
+    from edgekit.report import terminal
+
+    console.print(terminal.run_view(outcome.record))
+    if outcome.activation is not None:
+        active = outcome.activation
+        console.print(
+            f"Active on {outcome.record.target}: {active.artifact_id} with {active.threads} "
+            f"thread{'s' if active.threads != 1 else ''} (release {active.release}).",
+            markup=False,
+        )
+    how = "measured before, nothing changed" if outcome.reused else f"in {outcome.seconds:.0f} s"
+    console.print(f"Run: {outcome.record.path} ({how})", markup=False, soft_wrap=True)
+
+
+def deploy_document(outcome: DeployOutcome) -> dict[str, Any]:
+    """One deploy for ``--json``."""
+    return {
+        **run_document(outcome.record),
+        "activation": codec.to_jsonable(outcome.activation) if outcome.activation else None,
+        "pushed": codec.to_jsonable(outcome.pushed) if outcome.pushed else None,
+        "reused": outcome.reused,
+        "seconds": outcome.seconds,
+    }
+
+
+def deploy_code(outcome: DeployOutcome, *, strict: bool) -> int:
+    """3 where nothing was eligible; 8 with ``strict`` where a candidate failed; else 0."""
+    return selection_code(outcome.selection) or strict_code(outcome.record.failures, strict)
 
 
 def run_document(record: RunRecord) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from edgekit.cli.output import Output
 from edgekit.config import DeviceConfig
 from edgekit.errors import UsageError
 from edgekit.resolve import resolve_one
-from edgekit.types import Activation
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,9 +30,9 @@ def rollback(
     from edgekit.targets.device import connect
 
     found = resolve_one(target, DeviceConfig.from_args(config=config).targets)
-    with connect(found) as device:
-        name = model or _only_model([item.model for item in device.status()], found.name)
-        activation: Activation = device.rollback(name)
+    with connect(found, progress=out.progress) as device:
+        active = device.status().activations
+        activation = device.rollback(model or _only_model([a.model for a in active], found.name))
 
     def show(console: Console) -> None:
         console.print(

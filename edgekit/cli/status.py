@@ -31,13 +31,18 @@ def status(
     from edgekit.targets.device import connect
 
     found = resolve_one(target, DeviceConfig.from_args(config=config).targets)
-    with connect(found) as device:
+    with connect(found, progress=out.progress) as device:
         report = device.status(verify=verify)
-    active = [item for item in report if model is None or item.model == model]
+    active = [item for item in report.activations if model is None or item.model == model]
 
     def show(console: Console) -> None:
         from edgekit.report import terminal
 
-        console.print(terminal.status_table(active, target=found.name))
+        console.print(terminal.status_table(active, report.problems, target=found.name))
 
-    out.result({"target": found.name, "active": codec.to_jsonable(active)}, show)
+    document = {
+        "target": found.name,
+        "active": codec.to_jsonable(active),
+        "problems": list(report.problems),
+    }
+    out.result(document, show)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from edgekit import registry, resolve
+from edgekit import registry
 from edgekit.errors import UsageError
 from edgekit.resolve import resolve_one, resolve_target, resolve_targets
 from edgekit.types import Target
@@ -45,16 +45,9 @@ def test_addresses() -> None:
 
 
 @pytest.mark.usefixtures("with_ssh")
-def test_profiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolve, "profiles", lambda: {"rpi4": {"workdir": "/srv/edgekit"}})
+def test_a_profile_means_the_ssh_host_of_that_name() -> None:
     found = resolve_target("rpi4", {})
     assert (found.transport, found.address, found.profile) == ("ssh", "rpi4", "rpi4")
-    assert found.workdir == "/srv/edgekit"
-    own = Target("mine", "ssh", "x", workdir="/own", profile="rpi4")
-    assert resolve_target("mine", {"mine": own}).workdir == "/own", "the file wins"
-    with pytest.raises(UsageError, match=r"no profile 'rpi44'") as caught:
-        resolve_target("mine", {"mine": Target("mine", "ssh", "x", profile="rpi44")})
-    assert "'rpi4'" in caught.value.remedy
 
 
 def test_unknown_names_are_suggested() -> None:
@@ -72,7 +65,3 @@ def test_several_and_one() -> None:
     assert resolve_one(None, {"here": HERE}) == HERE
     with pytest.raises(UsageError, match=r"Which target"):
         resolve_one(None, KNOWN)
-
-
-def test_every_built_in_profile_is_readable() -> None:
-    assert all(isinstance(table, dict) for table in resolve.profiles().values())
