@@ -8,17 +8,50 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edgekit.bundle import Bundle as Bundle
     from edgekit.config import ProjectConfig as ProjectConfig
+    from edgekit.errors import EdgekitError as EdgekitError
+    from edgekit.project import Project as Project
     from edgekit.registry import RuntimeEntry as RuntimeEntry
+    from edgekit.types import Artifact as Artifact
+    from edgekit.types import Budget as Budget
+    from edgekit.types import Manifest as Manifest
+    from edgekit.types import Preprocess as Preprocess
+    from edgekit.types import ProbeResult as ProbeResult
+    from edgekit.types import Selection as Selection
+    from edgekit.types import Target as Target
 
     __version__: str
 
 _HOMES = {
+    "Artifact": "edgekit.types",
+    "Budget": "edgekit.types",
+    "Bundle": "edgekit.bundle",
+    "EdgekitError": "edgekit.errors",
+    "Manifest": "edgekit.types",
+    "Preprocess": "edgekit.types",
+    "ProbeResult": "edgekit.types",
+    "Project": "edgekit.project",
     "ProjectConfig": "edgekit.config",
     "RuntimeEntry": "edgekit.registry",
+    "Selection": "edgekit.types",
+    "Target": "edgekit.types",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = [
+    "Artifact",
+    "Budget",
+    "Bundle",
+    "EdgekitError",
+    "Manifest",
+    "Preprocess",
+    "ProbeResult",
+    "Project",
+    "ProjectConfig",
+    "RuntimeEntry",
+    "Selection",
+    "Target",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -12,14 +12,14 @@ from edgekit.errors import UsageError
 Model = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]",
+        metavar="MODEL",
         help="file.py:factory, package.module:factory, torchvision:NAME, timm:NAME or x.pt2; "
         "default: the [model] of edgekit.toml.",
     ),
 ]
 BundleArgument = Annotated[
     Path | None,
-    typer.Argument(metavar="[BUNDLE]", help="A bundle's folder or .tar; default: edgekit.toml's."),
+    typer.Argument(metavar="BUNDLE", help="A bundle's folder or .tar; default: edgekit.toml's."),
 ]
 Config = Annotated[
     Path | None,
@@ -69,7 +69,7 @@ ReportSet = Annotated[
     ),
 ]
 MetricOption = Annotated[
-    str | None, typer.Option("--metric", help="auto, top1, agreement or cosine.")
+    str | None, typer.Option("--metric", help="auto (default), top1, agreement or cosine.")
 ]
 Runtimes = Annotated[
     list[str] | None,
@@ -80,14 +80,16 @@ Recipes = Annotated[
     typer.Option(metavar="NAMES", help="Recipes, separated by commas. Default: all."),
 ]
 TimeoutS = Annotated[
-    float | None, typer.Option("--timeout-s", help="Seconds that one export may take. 900.")
+    float | None,
+    typer.Option("--timeout-s", help="Seconds that one export may take. Default: 900."),
 ]
 MemoryMb = Annotated[
-    float | None, typer.Option("--memory-mb", help="Memory that one export may use, in MB. 8192.")
+    float | None,
+    typer.Option("--memory-mb", help="Memory that one export may use, in MB. Default: 8192."),
 ]
 MaxDrop = Annotated[
     float | None,
-    typer.Option("--max-drop", help="Accuracy that may be lost; 0.01 is one point. 0.01."),
+    typer.Option("--max-drop", help="Accuracy that may be lost; 0.01 is one point. Default: 0.01."),
 ]
 MaxSizeMb = Annotated[
     float | None, typer.Option("--max-size-mb", help="Size that a file may have, in MB.")
@@ -97,16 +99,18 @@ MaxRssMb = Annotated[
 ]
 Threads = Annotated[
     list[str] | None,
-    typer.Option(metavar="N,N", help="Thread counts to measure, separated by commas. 1,2."),
+    typer.Option(
+        metavar="N,N", help="Thread counts to measure, separated by commas. Default: 1,2."
+    ),
 ]
 Processes = Annotated[
-    int | None, typer.Option(help="Fresh processes per artifact and thread count. 5.")
+    int | None, typer.Option(help="Fresh processes per artifact and thread count. Default: 5.")
 ]
 BudgetS = Annotated[
-    float | None, typer.Option("--budget-s", help="Seconds of timed runs per process. 1.")
+    float | None, typer.Option("--budget-s", help="Seconds of timed runs per process. Default: 1.")
 ]
-Objective = Annotated[str | None, typer.Option(help="What decides: p50 or p90.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of the order of measurements. 0.")]
+Objective = Annotated[str | None, typer.Option(help="What decides: p50 (default) or p90.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the order of measurements. Default: 0.")]
 TargetOption = Annotated[
     str | None,
     typer.Option(

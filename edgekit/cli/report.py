@@ -21,7 +21,7 @@ def report(
     out: Output,
     run: Annotated[
         str,
-        typer.Argument(metavar="[RUN|BUNDLE]", help="A run's folder or name, latest, or a bundle."),
+        typer.Argument(metavar="RUN|BUNDLE", help="A run's folder or name, latest, or a bundle."),
     ] = "latest",
     output: Annotated[
         Path | None,

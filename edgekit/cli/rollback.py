@@ -21,7 +21,7 @@ def rollback(
     out: Output,
     model: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="The model's name; default: the only active one."),
+        typer.Argument(metavar="MODEL", help="The model's name; default: the only active one."),
     ] = None,
     target: TargetOption = None,
     config: Config = None,

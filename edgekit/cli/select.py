@@ -16,7 +16,7 @@ from edgekit.types import Budget
 def select(
     out: Output,
     run: Annotated[
-        str, typer.Argument(metavar="[RUN]", help="A run's folder or name, or latest.")
+        str, typer.Argument(metavar="RUN", help="A run's folder or name, or latest.")
     ] = "latest",
     max_drop: MaxDrop = None,
     max_size_mb: MaxSizeMb = None,

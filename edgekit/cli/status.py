@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def status(
     out: Output,
     model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="Only this model's name.")
+        str | None, typer.Argument(metavar="MODEL", help="Only this model's name.")
     ] = None,
     target: TargetOption = None,
     verify: Annotated[

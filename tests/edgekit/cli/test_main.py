@@ -70,7 +70,7 @@ def test_no_command_is_wrong_usage_and_shows_the_help(call: Call) -> None:
         (["init", "--frobnicate"], "No such option: --frobnicate", "`edgekit init --help`"),
         (["inspect"], "Missing argument", "`edgekit inspect --help`"),
         (["inspect", "absent"], "There is no file or folder absent.", ""),
-        (["probe", "x", "--processes", "many"], "many", "`edgekit probe --help`"),
+        (["probe", "x", "--processes", "many"], "valid integer", "`edgekit probe --help`"),
     ],
 )
 def test_wrong_usage_has_one_form_and_code_2(
