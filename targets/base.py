@@ -24,7 +24,8 @@ class Transport(Protocol):
     """A way to run commands on a device and to copy files; nothing in it knows about models.
 
     Every method raises :class:`edgekit.errors.LinkLost` when the connection breaks or the time is
-    over, after which the same object may be used again: a transport reconnects by itself.
+    over, after which the same object may be used again: a transport reconnects by itself. A class
+    of the registry is called with its :class:`edgekit.types.Target`.
     """
 
     def run(

@@ -15,6 +15,7 @@ from typing import IO
 
 from edgekit.errors import DeviceError, LinkLost
 from edgekit.targets.base import MAX_OUTPUT_BYTES, Completed
+from edgekit.types import Target
 
 CHUNK = 1 << 20
 #: A child that left the process group may keep the pipes open; after the command itself has ended,
@@ -23,7 +24,14 @@ DRAIN_S = 0.5
 
 
 class LocalTransport:
-    """Runs commands as child processes, each in a process group of its own."""
+    """Runs commands as child processes, each in a process group of its own.
+
+    Args:
+        target: as every transport takes it; this machine needs nothing of it.
+    """
+
+    def __init__(self, target: Target | None = None) -> None:
+        self._target = target
 
     def run(
         self,

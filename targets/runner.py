@@ -55,6 +55,14 @@ class RunnerArguments:
 
     def argv(self) -> list[str]:
         """The command line that follows the runner's own command."""
+        argv = ["--model", self.model]
+        for name, paths in (("--input", self.inputs), ("--output", self.outputs)):
+            for path in paths:
+                argv += [name, path]
+        return argv + self.flags()
+
+    def flags(self) -> list[str]:
+        """The part without paths."""
         numbers = {
             "--threads": self.threads,
             "--samples": self.samples,
@@ -63,17 +71,12 @@ class RunnerArguments:
             "--min-runs": self.min_runs,
             "--max-runs": self.max_runs,
         }
-        argv = ["--model", self.model]
+        flags = []
         for name, number in numbers.items():
-            argv += [name, str(number)]
-        for name, values in (
-            ("--input", self.inputs),
-            ("--spec", self.specs),
-            ("--output", self.outputs),
-        ):
-            for value in values:
-                argv += [name, value]
-        return argv
+            flags += [name, str(number)]
+        for value in self.specs:
+            flags += ["--spec", value]
+        return flags
 
 
 def spec(dtype: str, shape: Sequence[int]) -> str:

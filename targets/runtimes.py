@@ -92,7 +92,7 @@ class Runtime:
 
     def command(self, directory: str, python: str) -> list[str]:
         """The command, to be followed by the runner's arguments."""
-        return [part.format(dir=directory, python=python) for part in self.argv]
+        return [part.replace("{dir}", directory).replace("{python}", python) for part in self.argv]
 
 
 def resolve(runtime: str, *, arch: str, cache: Path | None = None) -> Runtime:

@@ -276,11 +276,11 @@ std::vector<std::ifstream> open_inputs(const Arguments& a, const Model& model) {
     files.emplace_back(a.inputs[i], std::ios::binary);
     if (!files.back() || stat(a.inputs[i].c_str(), &info) != 0)
       throw Failure(kInput, "cannot read input " + a.inputs[i]);
-    size_t wanted = static_cast<size_t>(a.samples) * model.inputs[i].data.size();
-    if (static_cast<size_t>(info.st_size) != wanted)
-      throw Failure(kInput, a.inputs[i] + " has " + std::to_string(info.st_size) + " bytes; " +
-                                std::to_string(a.samples) + " samples need " +
-                                std::to_string(wanted));
+    size_t size = static_cast<size_t>(info.st_size), one = model.inputs[i].data.size();
+    if (size < one * static_cast<size_t>(a.samples) || size % one)
+      throw Failure(kInput, a.inputs[i] + " has " + std::to_string(size) + " bytes; that is not " +
+                                std::to_string(a.samples) + " or more samples of " +
+                                std::to_string(one) + " bytes");
   }
   return files;
 }

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from edgekit.bundle import Bundle, write_bundle, write_raw_tensor
+from edgekit.targets.device import Device, connect
+from edgekit.targets.measure import HostMeasurer
+from edgekit.types import (
+    Artifact,
+    EvalResult,
+    Evaluation,
+    Golden,
+    Inspection,
+    ModelSpec,
+    OutputQuality,
+    Recipe,
+    Target,
+    TensorSpec,
+)
 
 torch = pytest.importorskip("torch")
 
@@ -107,3 +124,103 @@ def models(float_model: Any, tmp_path_factory: pytest.TempPathFactory) -> Mappin
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache folder of this session, so that runtimes are really built and assembled."""
     return tmp_path_factory.mktemp("cache")
+
+
+INPUTS = (TensorSpec("image", IMAGE, "float32", "NCHW"), TensorSpec("gain", GAIN, "float32"))
+RESULTS = tuple(TensorSpec(f"y{k}", (1, 4), "float32") for k in range(OUTPUTS))
+N = 16
+
+
+@pytest.fixture(scope="session")
+def bundle(
+    models: Mapping[str, Path],
+    float_model: Any,
+    cache: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Bundle:
+    """A real bundle of the tiny model: four float artifacts, 16 golden samples."""
+    return make_bundle(models, float_model, cache, tmp_path_factory.mktemp("bundle"))
+
+
+def make_bundle(
+    models: Mapping[str, Path],
+    float_model: Any,
+    cache: Path,
+    folder: Path,
+    *,
+    spoil: Mapping[str, float] | None = None,
+    version: str = "1",
+) -> Bundle:
+    """``spoil``: noise to add to the stored host outputs of a runtime's artifact, as a lie."""
+    rng = np.random.default_rng(1)
+    stacked = [rng.normal(size=(N, *spec.shape)).astype(np.float32) for spec in INPUTS]
+    with torch.inference_mode():
+        rows = [float_model(*(torch.from_numpy(a[i]) for a in stacked)) for i in range(N)]
+    reference = [np.stack([row[k].numpy() for row in rows]) for k in range(OUTPUTS)]
+    parts = folder / "parts"
+    parts.mkdir()
+    measurer = HostMeasurer(cache=cache)
+    artifacts, own, files, results = [], {}, {}, []
+    for runtime, path in models.items():
+        id = path.stem
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        place = f"artifacts/{path.name}"
+        recipe = Recipe("fp32", "fp32", ("fold_bn",))
+        artifacts.append(
+            Artifact(id, runtime, "fp32", place, digest, path.stat().st_size, INPUTS, RESULTS,
+                     recipe, "", {"torch": "2.14.1"}, Inspection(0.0, None)),
+        )  # fmt: skip
+        files[place] = path
+        outputs = measurer.outputs(path, runtime, stacked, RESULTS, workdir=folder)
+        noise = (spoil or {}).get(runtime, 0.0)
+        own[id] = tuple(
+            write_raw_tensor(
+                parts, f"golden/{id}/y{k}.bin", f"y{k}",
+                (np.asarray(a) + noise * rng.normal(size=a.shape)).astype(np.float32),
+            )
+            for k, a in enumerate(outputs)
+        )  # fmt: skip
+        results.append(
+            EvalResult(id, 0.0, 1.0, tuple(OutputQuality(s.name, 90.0, 0.01) for s in RESULTS))
+        )
+    golden = Golden(
+        n=N,
+        set_id=hashlib.sha256(b"set").hexdigest(),
+        metric="agreement",
+        inputs=tuple(
+            write_raw_tensor(parts, f"golden/inputs/{s.name}.bin", s.name, a)
+            for s, a in zip(INPUTS, stacked, strict=True)
+        ),
+        outputs=tuple(
+            write_raw_tensor(parts, f"golden/outputs/{s.name}.bin", s.name, a)
+            for s, a in zip(RESULTS, reference, strict=True)
+        ),
+        artifact_outputs=own,
+    )
+    files |= {f.relative_to(parts).as_posix(): f for f in parts.glob("golden/**/*.bin")}
+    weights = hashlib.sha256(version.encode()).hexdigest()
+    return write_bundle(
+        folder / "bundle",
+        model=ModelSpec("tiny", "model.py:build", INPUTS, RESULTS, None, weights),
+        artifacts=artifacts,
+        golden=golden,
+        evals=[Evaluation("choose", golden.set_id, N, "agreement", None, tuple(results))],
+        files=files,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test writes to the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+
+
+def local_target(root: Path, **options: str) -> Target:
+    return Target("here", "local", "", str(root), "local", options)
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Device]:
+    """This machine as a device, with a root of its own."""
+    with connect(local_target(tmp_path / "root")) as connected:
+        yield connected

@@ -1,0 +1,181 @@
+"""What is on a device: artifacts and runtimes pushed, releases made, activated and taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit.bundle import Bundle
+from edgekit.errors import DeviceError
+from edgekit.progress import Progress
+from edgekit.targets.channel import Channel
+from edgekit.targets.runtimes import Runtime
+from edgekit.types import Activation, Artifact, RawTensor
+
+#: Uploaded files are committed when so many bytes wait: what a cut can lose stays small.
+COMMIT_BYTES = 8 * 2**20
+#: Slower links than this do not finish an upload within the lock's time.
+SLOWEST_BYTES_PER_S = 50_000
+RESERVE_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A file that the device's store shall hold."""
+
+    path: Path
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PushReport:
+    """What a push sent and what the device had already."""
+
+    sent_bytes: int
+    sent_blobs: int
+    present_blobs: int
+
+
+def bundle_blobs(bundle: Bundle, artifacts: Iterable[Artifact]) -> list[Blob]:
+    """The artifacts' files and the golden vectors that a device needs to check them."""
+    blobs = [Blob(bundle.file(a.path), a.sha256, a.size_bytes) for a in artifacts]
+    return blobs + [tensor_blob(bundle, tensor) for tensor in bundle.manifest.golden.inputs]
+
+
+def runtime_blobs(runtime: Runtime) -> list[Blob]:
+    return [Blob(file.path, file.sha256, file.path.stat().st_size) for file in runtime.files]
+
+
+def tensor_blob(bundle: Bundle, tensor: RawTensor) -> Blob:
+    path = bundle.file(tensor.path)
+    return Blob(path, tensor.sha256, path.stat().st_size)
+
+
+def push(
+    channel: Channel, blobs: Sequence[Blob], *, progress: Progress, verify: bool = False
+) -> PushReport:
+    """Brings into the store what it lacks; nothing is sent twice, a cut one is resumed.
+
+    Args:
+        channel: with the lock held.
+        blobs: what the store shall hold.
+        progress: advances by bytes.
+        verify: let the device hash what it has, and replace what is damaged.
+
+    Raises:
+        AgentRefused: kind ``hash`` (arrived damaged), ``space`` or ``lost``.
+        DeviceError: there is not enough space.
+        LinkLost: the connection broke; what was committed stays.
+    """
+    wanted = {blob.sha256: blob for blob in blobs}
+    asked = [{"sha256": b.sha256, "size": b.size_bytes} for b in wanted.values()]
+    answer = channel.call("missing", blobs=asked, verify=verify, timeout_s=1800)
+    missing = [wanted[sha256] for sha256 in answer["missing"] if sha256 in wanted]
+    total = sum(blob.size_bytes for blob in missing)
+    free = int(answer["free_bytes"])
+    if missing and total + RESERVE_BYTES > free:
+        raise DeviceError(
+            f"{channel.name}: {total / 1e6:.1f} MB are to be sent and {free / 1e6:.1f} MB free.",
+            remedy="Remove what is not needed with `edgekit targets gc`, or free space there.",
+        )
+    if missing:
+        with progress.stage(f"push to {channel.name}", total) as stage:
+            waiting: list[Blob] = []
+            for blob in missing:
+                channel.transport.put(blob.path, f"{channel.incoming}/{blob.sha256}", stage.advance)
+                waiting.append(blob)
+                if sum(b.size_bytes for b in waiting) >= COMMIT_BYTES:
+                    _commit(channel, waiting)
+                    waiting = []
+            _commit(channel, waiting)
+    return PushReport(total, len(missing), len(wanted) - len(missing))
+
+
+def lock_seconds(blobs: Iterable[Blob]) -> float:
+    """How long the lock may stand during the largest upload of all."""
+    return 120 + max((b.size_bytes for b in blobs), default=0) / SLOWEST_BYTES_PER_S
+
+
+def _commit(channel: Channel, blobs: Sequence[Blob]) -> None:
+    if blobs:
+        channel.call("commit", blobs=[blob.sha256 for blob in blobs], timeout_s=1800)
+
+
+def place_runtime(channel: Channel, runtime: Runtime, *, verify: bool = False) -> None:
+    """Assembles a runtime out of blobs that are in the store."""
+    channel.call(
+        "runtime",
+        name=runtime.folder,
+        description=runtime.description,
+        verify=verify,
+        timeout_s=1800,
+    )
+
+
+def release_blobs(bundle: Bundle, artifact: Artifact) -> dict[str, Blob]:
+    """What a release links to, by path: enough for an app to run and check the artifact."""
+    golden = bundle.manifest.golden
+    tensors = [*golden.inputs, *golden.outputs, *golden.artifact_outputs.get(artifact.id, ())]
+    if golden.labels is not None:
+        tensors.append(golden.labels)
+    blobs = {tensor.path: tensor_blob(bundle, tensor) for tensor in tensors}
+    for file in bundle.manifest.files:
+        blobs[file.path] = Blob(bundle.file(file.path), file.sha256, file.size_bytes)
+    blobs[artifact.path] = Blob(bundle.file(artifact.path), artifact.sha256, artifact.size_bytes)
+    manifest = bundle.file("manifest.json")
+    blobs["manifest.json"] = Blob(manifest, bundle.digest, manifest.stat().st_size)
+    return blobs
+
+
+def make_release(channel: Channel, bundle: Bundle, blobs: Mapping[str, Blob]) -> str:
+    """Writes the release of a bundle's manifest; returns its id."""
+    links = {path: blob.sha256 for path, blob in blobs.items()}
+    answer = channel.call(
+        "release", model=bundle.manifest.model.name, manifest=bundle.digest, links=links
+    )
+    return str(answer["release"])
+
+
+def switch(
+    channel: Channel, bundle: Bundle, release: str, artifact: Artifact, threads: int, runtime: str
+) -> tuple[Activation, bool]:
+    """Makes the release current; returns what is active, and whether that is a change."""
+    active = {
+        "release": release,
+        "artifact_id": artifact.id,
+        "path": artifact.path,
+        "runtime": artifact.runtime,
+        "runtime_dir": runtime,
+        "threads": threads,
+    }
+    answer = channel.call("activate", model=bundle.manifest.model.name, active=active)
+    return read_activation(answer["active"], channel.name), bool(answer["changed"])
+
+
+def rollback(channel: Channel, model: str) -> Activation:
+    """Activates what was active before.
+
+    Raises:
+        AgentRefused: kind ``nothing``: there is nothing to return to.
+    """
+    return read_activation(channel.call("rollback", model=model)["active"], channel.name)
+
+
+def read_activation(active: Any, name: str) -> Activation:
+    """An ``active.json`` of the device as an Activation."""
+    try:
+        previous = active["previous"]
+        return Activation(
+            model=str(active["model"]),
+            release=str(active["release"]),
+            artifact_id=str(active["artifact_id"]),
+            runtime=str(active["runtime"]),
+            threads=int(active["threads"]),
+            previous=None if previous is None else str(previous),
+            activated_utc=str(active["activated_utc"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DeviceError(f"{name}: an activation there cannot be read: {error!r}.") from error

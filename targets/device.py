@@ -1,0 +1,271 @@
+"""A device as the rest of edgekit sees it: connect, push, probe, activate, roll back, clean up."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import TracebackType
+
+from edgekit import registry
+from edgekit.bundle import Bundle
+from edgekit.errors import DeployRolledBack, DeviceError, RunnerFailed, UsageError
+from edgekit.progress import Progress, Quiet
+from edgekit.targets import deploy, golden, runtimes
+from edgekit.targets.base import Transport
+from edgekit.targets.channel import Channel, open_channel
+from edgekit.targets.deploy import PushReport
+from edgekit.targets.facts import parse_facts
+from edgekit.targets.probe import Setting, probe, replay
+from edgekit.targets.profiles import Profile, load_profile, misfits
+from edgekit.types import Activation, Artifact, DeviceFacts, ProbeRequest, ProbeResult, Target
+
+#: A process that takes longer than this, beside its timed loop, hangs.
+TIMEOUT_S = 300.0
+LOCK_WAIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """What is active on a device, one activation per model, and what is wrong with it."""
+
+    activations: tuple[Activation, ...]
+    problems: tuple[str, ...]
+
+
+def connect(target: Target, *, progress: Progress | None = None) -> Device:
+    """Opens a connection and puts the agent on the device unless it is there.
+
+    ``target.options`` understood here: ``python`` (the interpreter there), ``timeout_s`` (per
+    process), ``lock_wait_s`` (how long to wait for a busy device).
+
+    Raises:
+        UsageError: an unknown transport or profile, or an option that is no number.
+        DeviceError: the device cannot be reached, or does not fit the target's profile.
+    """
+    profile = load_profile(target.profile) if target.profile else None
+    transport: Transport = registry.load("targets", target.transport)(target)
+    try:
+        default = sys.executable if target.transport == "local" else "python3"
+        channel = open_channel(
+            transport,
+            name=target.name,
+            python=target.options.get("python", default),
+            workdir=target.workdir,
+        )
+        device = Device(target, channel, profile, progress or Quiet())
+        problems = misfits(profile, device.facts()) if profile else []
+        if problems:
+            raise DeviceError(
+                f"{target.name} does not fit the profile {target.profile}: {'; '.join(problems)}.",
+                remedy="Choose another profile for this target, or leave it out.",
+            )
+    except BaseException:
+        transport.close()
+        raise
+    return device
+
+
+class Device:
+    """A connected device; a context manager. Made by :func:`connect`."""
+
+    def __init__(
+        self, target: Target, channel: Channel, profile: Profile | None, progress: Progress
+    ) -> None:
+        self.target = target
+        self.channel = channel
+        self._profile = profile
+        self._progress = progress
+        self._facts: DeviceFacts | None = None
+        self._runtimes: dict[str, runtimes.Runtime] = {}
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection; what is on the device stays."""
+        self.channel.transport.close()
+
+    def facts(self) -> DeviceFacts:
+        """What the device says about itself now."""
+        self._facts = parse_facts(self.channel.call("facts")["facts"])
+        return self._facts
+
+    def runtime(self, name: str) -> runtimes.Runtime:
+        """What this device needs for artifacts of a runtime, resolved once.
+
+        Raises:
+            MissingExtra: the host lacks the package.
+            DeviceError: there is none for this device.
+        """
+        if name not in self._runtimes:
+            arch = (self._facts or self.facts()).arch
+            self._runtimes[name] = runtimes.resolve(name, arch=arch)
+        return self._runtimes[name]
+
+    def push(
+        self, bundle: Bundle, artifact_ids: Sequence[str], *, progress: Progress | None = None
+    ) -> PushReport:
+        """Brings artifacts, golden inputs and runtimes into the device's store; sends only what it
+        lacks.
+
+        Raises:
+            DeviceError: no space, a busy device, or a transfer that arrived damaged.
+            LinkLost: the connection broke; the next push goes on from there.
+        """
+        artifacts = [bundle.artifact(id) for id in artifact_ids]
+        used = {artifact.runtime: self.runtime(artifact.runtime) for artifact in artifacts}
+        blobs = deploy.bundle_blobs(bundle, artifacts)
+        blobs += [blob for runtime in used.values() for blob in deploy.runtime_blobs(runtime)]
+        with self._locked("push", blobs, progress) as held:
+            report = deploy.push(held, blobs, progress=progress or self._progress)
+            for runtime in used.values():
+                deploy.place_runtime(held, runtime)
+        return report
+
+    def probe(
+        self,
+        bundle: Bundle,
+        requests: Sequence[ProbeRequest],
+        *,
+        seed: int = 0,
+        on_result: Callable[[ProbeResult], None] = lambda result: None,
+        progress: Progress | None = None,
+    ) -> list[ProbeResult]:
+        """Measures artifacts, each ``processes`` times in a fresh process, interleaved.
+
+        Args:
+            bundle: where the artifacts and the golden vectors are.
+            requests: what to measure; one per artifact and thread count.
+            seed: of the order within the rounds.
+            on_result: called once per request, as soon as its result is final.
+            progress: advances by processes.
+
+        Returns:
+            One result per request, in order. A candidate that crashed, hung or ran out of memory
+            has status ``failed``; the others go on.
+
+        Raises:
+            UsageError: a request names another version of an artifact's file.
+            DeviceError: the device is busy or lacks space.
+            LinkLost: the connection stayed lost; the same call later fetches what was measured.
+        """
+        setting = self._setting([bundle.artifact(request.artifact_id) for request in requests])
+        return probe(
+            self.channel,
+            bundle,
+            requests,
+            setting,
+            seed=seed,
+            on_result=on_result,
+            progress=progress or self._progress,
+        )
+
+    def activate(
+        self,
+        bundle: Bundle,
+        artifact_id: str,
+        threads: int,
+        *,
+        progress: Progress | None = None,
+    ) -> Activation:
+        """Releases a bundle with this artifact, checks it on the device, and switches to it.
+
+        The golden inputs are replayed by the release's own runtime before the switch. What is
+        active already is checked again and left as it is.
+
+        Raises:
+            DeployRolledBack: the health check failed; what was active before stays active.
+            DeviceError, LinkLost: as in :meth:`push`; what was active before stays active.
+        """
+        artifact = bundle.artifact(artifact_id)
+        golden.host_outputs(bundle, artifact)
+        setting = self._setting([artifact])
+        runtime = setting.runtimes[artifact.runtime]
+        linked = deploy.release_blobs(bundle, artifact)
+        blobs = [*linked.values(), *deploy.runtime_blobs(runtime)]
+        with self._locked("deploy", blobs, progress) as held:
+            deploy.push(held, blobs, progress=progress or self._progress, verify=True)
+            deploy.place_runtime(held, runtime, verify=True)
+            release = deploy.make_release(held, bundle, linked)
+            try:
+                replayed = replay(held, bundle, artifact, threads, setting)
+                problems = golden.broken_promises(replayed)
+            except RunnerFailed as error:
+                raise self._rolled_back(bundle, artifact, error.message) from error
+            if problems:
+                raise self._rolled_back(bundle, artifact, "; ".join(problems) + ".")
+            return deploy.switch(held, bundle, release, artifact, threads, runtime.folder)[0]
+
+    def rollback(self, model: str) -> Activation:
+        """Activates what was active before; a second rollback flips back.
+
+        Raises:
+            DeviceError: there is nothing to return to.
+        """
+        with self._locked("rollback", (), None) as held:
+            return deploy.rollback(held, model)
+
+    def status(self, verify: bool = False) -> DeviceStatus:
+        """What is active.
+
+        Args:
+            verify: hash everything that the activations and their previous ones need.
+        """
+        answer = self.channel.call("status", verify=verify, timeout_s=1800)
+        return DeviceStatus(
+            tuple(deploy.read_activation(a, self.target.name) for a in answer["activations"]),
+            tuple(str(problem) for problem in answer["problems"]),
+        )
+
+    def gc(self) -> int:
+        """Removes what no activation and no previous one needs; returns the bytes freed."""
+        with self._locked("gc", (), None) as held:
+            return int(held.call("gc", timeout_s=1800)["removed_bytes"])
+
+    def _locked(
+        self, what: str, blobs: Sequence[deploy.Blob], progress: Progress | None
+    ) -> AbstractContextManager[Channel]:
+        return self.channel.locked(
+            what,
+            seconds=deploy.lock_seconds(blobs),
+            progress=progress or self._progress,
+            wait_s=self._option("lock_wait_s", LOCK_WAIT_S),
+        )
+
+    def _setting(self, artifacts: Sequence[Artifact]) -> Setting:
+        profile = self._profile
+        gate = {}
+        if profile is not None and profile.max_temp_c > 0:
+            gate = {"max_temp_c": profile.max_temp_c, "wait_s": profile.cool_down_s}
+        return Setting(
+            runtimes={name: self.runtime(name) for name in {a.runtime for a in artifacts}},
+            gate=gate,
+            timeout_s=self._option("timeout_s", TIMEOUT_S),
+            wait_s=self._option("lock_wait_s", LOCK_WAIT_S),
+        )
+
+    def _option(self, name: str, default: float) -> float:
+        text = self.target.options.get(name)
+        try:
+            return default if text is None else float(text)
+        except ValueError:
+            raise UsageError(f"{self.target.name}: {name} = {text!r} is not a number.") from None
+
+    def _rolled_back(self, bundle: Bundle, artifact: Artifact, why: str) -> DeployRolledBack:
+        model = bundle.manifest.model.name
+        active = [a for a in self.status().activations if a.model == model]
+        stays = f"{active[0].artifact_id} stays active." if active else "Nothing is active."
+        return DeployRolledBack(
+            f"{artifact.id} failed its health check on {self.target.name}: {why} {stays}",
+            remedy="Look at this candidate's probe, and deploy another one.",
+        )
