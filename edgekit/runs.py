@@ -135,7 +135,8 @@ SELECT models.run,
     models.model, device.target, device.device, device.arch, device.emulated,
     coalesce(device.probes, 0) AS probes,
     best.artifact_id AS chosen, best.runtime, best."precision", best.threads,
-    best.p50_ms, best.p90_ms, best.drop_value, best.size_mb, best.peak_rss_mb, verdict.max_drop, verdict.rule
+    best.p50_ms, best.p90_ms, best.drop_value, best.size_mb,
+    best.peak_rss_mb, verdict.max_drop, verdict.rule
 FROM models LEFT JOIN device USING (run) LEFT JOIN best USING (run) LEFT JOIN verdict USING (run)
 ORDER BY models.run;
 """

@@ -51,7 +51,7 @@ def points(
         probe = results.get((candidate.artifact_id, candidate.threads))
         if interval is not None and probe is not None:
             kind = view.kind_of(candidate, artifacts.get(candidate.artifact_id), manifest)
-            label = f"{candidate.runtime} {kind}, {threads_text(candidate.threads)}"
+            label = f"{candidate.runtime} {kind}, {candidate.threads} thr"
             status = view.status_of(selection, i)
             found.append(Point(candidate, status, label, interval, probe))
     return tuple(sorted(found, key=lambda p: (p.interval.value, p.label)))
@@ -64,7 +64,7 @@ def drop_chart(found: Sequence[Point], selection: Selection) -> Figure:
     drops = [p.candidate.drop for p in shown if p.candidate.drop is not None]
     top = max([limit * 1.25, *(d * 1.12 for d in drops), 0.005])
     bottom = min([-0.06 * top, *(d * 1.12 for d in drops)])
-    figure = _scatter(shown, drops, selection, "accuracy drop on the device")
+    figure = _scatter(shown, drops, selection, "accuracy drop on the device (1 = all)")
     figure["layout"]["yaxis"] |= {"range": [bottom, top], "zeroline": True, "zerolinecolor": "#999"}
     figure["layout"]["shapes"] = [
         {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": limit, "y1": top}
@@ -110,7 +110,7 @@ def distribution_chart(found: Sequence[Point]) -> Figure:
                 "type": "scatter",
                 "mode": "markers",
                 "x": _rounded(tail),
-                "y": [html.escape(p.label)] * len(tail),
+                "y": [_safe(p.label)] * len(tail),
                 "marker": {"color": _colour(p, found), "size": 4, "opacity": 0.5},
                 "hovertemplate": "%{x:.4~g} ms<extra>slowest 1 %</extra>",
                 "showlegend": False,
@@ -134,7 +134,7 @@ def steadiness_chart(found: Sequence[Point]) -> Figure:
                 "type": "scatter",
                 "mode": "markers",
                 "x": [round((m / centre - 1) * 100, 3) for m in medians],
-                "y": [html.escape(p.label)] * len(medians),
+                "y": [_safe(p.label)] * len(medians),
                 "marker": {
                     "color": "white",
                     "size": 8,
@@ -145,8 +145,8 @@ def steadiness_chart(found: Sequence[Point]) -> Figure:
                 "showlegend": False,
             }
         )
-    layout = _layout("latency relative to the candidate's p50 (%)", "", height=_rows_height(found))
-    layout["xaxis"] |= {"zeroline": True, "zerolinecolor": "#999", "tickformat": "+~g"}
+    layout = _layout("relative to own p50 (%)", "", height=_rows_height(found))
+    layout["xaxis"] |= {"zeroline": True, "zerolinecolor": "#999", "tickformat": "~g"}
     layout["yaxis"] |= _row_axis(found)
     return {"data": traces, "layout": layout}
 
@@ -156,7 +156,10 @@ def _scatter(
 ) -> Figure:
     traces: list[Figure] = []
     thread_counts = sorted({p.candidate.threads for p in shown})
-    for p, y in zip(shown, heights, strict=True):
+    both = list(zip(shown, heights, strict=True))
+    # Ties may lie on one spot: the chosen is drawn last and smaller, so that a rim of the other
+    # stays visible.
+    for p, y in sorted(both, key=lambda pair: pair[0].status == "chosen"):
         x = p.interval.value / 1e6
         traces.append(
             {
@@ -176,11 +179,11 @@ def _scatter(
                 "marker": {
                     "symbol": _symbol(p, thread_counts),
                     "color": _colour(p, shown),
-                    "size": 13,
+                    "size": 19 if p.status == "tied" else 13,
                     "line": {"width": 2, "color": _colour(p, shown)},
                     "opacity": 0.95 if p.candidate.eligible else 0.55,
                 },
-                "legendgroup": p.candidate.runtime,
+                "legendgroup": _safe(p.candidate.runtime),
                 "showlegend": False,
                 "hovertemplate": _hover(p) + "<extra></extra>",
             }
@@ -188,9 +191,7 @@ def _scatter(
     layout = _layout(f"latency {selection.objective} (ms)", y_title, height=460)
     layout["xaxis"] |= _time_axis([p.interval.value / 1e6 for p in shown])
     layout["annotations"] = [
-        _chosen_mark(p, y, layout["xaxis"]["type"])
-        for p, y in zip(shown, heights, strict=True)
-        if p.status == "chosen"
+        _chosen_mark(p, y, layout["xaxis"]["type"]) for p, y in both if p.status == "chosen"
     ]
     return {"data": [*traces, *_legend(shown, thread_counts)], "layout": layout}
 
@@ -223,9 +224,9 @@ def _legend(shown: Sequence[Point], thread_counts: Sequence[int]) -> list[Figure
             "mode": "markers",
             "x": [None],
             "y": [None],
-            "name": html.escape(name),
+            "name": _safe(name),
             "marker": marker,
-            "legendgroup": group or name,
+            "legendgroup": _safe(group or name),
             "hoverinfo": "skip",
         }
 
@@ -254,14 +255,19 @@ def _colour(p: Point, shown: Sequence[Point]) -> str:
 def _hover(p: Point) -> str:
     interval, drop = p.interval, p.candidate.drop
     lines = [
-        f"<b>{html.escape(p.label)}</b>",
+        f"<b>{_safe(p.label)}</b>",
         f"{number(interval.value / 1e6)} ms "
         f"({number(interval.low / 1e6)} to {number(interval.high / 1e6)})",
         f"drop {view.NOTHING if drop is None else number(drop)}",
-        html.escape(p.candidate.reason[:120]),
+        _safe(p.candidate.reason[:120]),
     ]
     # Plotly takes %{...} for a variable of its own.
     return "<br>".join(lines).replace("%{", "% {")
+
+
+def _safe(text: str) -> str:
+    """Text that plotly shows as it is: its labels know a few tags, links among them."""
+    return html.escape(text, quote=False)
 
 
 def _box(p: Point, samples: np.ndarray[Any, Any], found: Sequence[Point]) -> Figure:
@@ -270,7 +276,7 @@ def _box(p: Point, samples: np.ndarray[Any, Any], found: Sequence[Point]) -> Fig
     return {
         "type": "box",
         "orientation": "h",
-        "y": [html.escape(p.label)],
+        "y": [_safe(p.label)],
         "q1": _rounded([q1]),
         "median": _rounded([centre]),
         "q3": _rounded([q3]),
@@ -306,7 +312,7 @@ def _time_axis(values: Sequence[float]) -> Figure:
         return {"type": "linear", "rangemode": "tozero"}
     low, high = low / 1.15, high * 1.15
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1, 2, 5) if high / low > 30 else (1, 1.5, 2, 3, 4, 5, 6, 8)
+    steps = (1, 2, 5) if high / low > 30 else (1, 1.5, 2, 3, 5, 7)
     ticks = [float(f"{s * 10.0**d:.6g}") for d in decades for s in steps]
     ticks = [t for t in ticks if low <= t <= high]
     return {
@@ -314,13 +320,14 @@ def _time_axis(values: Sequence[float]) -> Figure:
         "range": [math.log10(low), math.log10(high)],
         "tickvals": ticks,
         "ticktext": [number(t) for t in ticks],
+        "tickangle": 0,
     }
 
 
 def _row_axis(found: Sequence[Point]) -> Figure:
-    order = [html.escape(p.label) for p in reversed(found)]
+    order = [_safe(p.label) for p in reversed(found)]
     texts = [
-        f"<b>{html.escape(p.label)}</b>" if p.status == "chosen" else html.escape(p.label)
+        f"<b>{_safe(p.label)}</b>" if p.status == "chosen" else _safe(p.label)
         for p in reversed(found)
     ]
     return {
@@ -329,6 +336,7 @@ def _row_axis(found: Sequence[Point]) -> Figure:
         "categoryarray": order,
         "tickvals": order,
         "ticktext": texts,
+        "tickfont": {"size": 12},
         "showgrid": False,
     }
 

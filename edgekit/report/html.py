@@ -24,8 +24,7 @@ _TEMPLATE = "report.html.j2"
 _DRAW = """
 for (const figure of JSON.parse(document.getElementById("figures").textContent)) {
   const place = document.getElementById(figure.id);
-  Plotly.newPlot(place, figure.data, figure.layout, {responsive: true, displaylogo: false,
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"]});
+  Plotly.newPlot(place, figure.data, figure.layout, {responsive: true, displayModeBar: false});
 }
 """
 
@@ -93,11 +92,7 @@ def _facts(record: RunRecord) -> dict[str, Any]:
         "record": record,
         "manifest": manifest,
         "selection": selection,
-        "headline": (
-            "There is no selection yet."
-            if selection is None
-            else view.headline(selection, manifest)
-        ),
+        "headline": view.headline(selection, manifest),
         "rows": rows,
         "counts": _counts(rows),
         "artifacts": view.artifact_rows(manifest),
@@ -127,7 +122,7 @@ def _device(facts: DeviceFacts, probes: tuple[ProbeResult, ...]) -> Mapping[str,
         f.temp_c for p in probes for f in (p.facts_before, p.facts_after) if f.temp_c is not None
     ]
     governors = {p.facts_before.governor for p in probes} - {""}
-    throttled = {p.facts_after.throttled for p in probes} - {None}
+    throttled = {t for p in probes if (t := p.facts_after.throttled) is not None}
     frequencies = sorted({f // 1000 for f in facts.freq_khz})
     shown = {
         "Model": facts.model,
@@ -141,7 +136,7 @@ def _device(facts: DeviceFacts, probes: tuple[ProbeResult, ...]) -> Mapping[str,
         "Temperature": (
             f"{min(temperatures):.0f} to {max(temperatures):.0f} °C" if temperatures else ""
         ),
-        "Throttled": ", ".join(f"{t:#x}" for t in sorted(t for t in throttled if t is not None)),
+        "Throttled": ", ".join(f"{t:#x}" if t else "no" for t in sorted(throttled)),
         "CPU features": " ".join(facts.cpu_features),
     }
     return {name: text for name, text in shown.items() if text}
@@ -150,15 +145,16 @@ def _device(facts: DeviceFacts, probes: tuple[ProbeResult, ...]) -> Mapping[str,
 def _conditions(record: RunRecord) -> Mapping[str, str]:
     manifest, probes = record.manifest, record.probes
     samples = sum(len(b) for p in probes for b in p.latency_ns)
+    processes = sum(len(p.latency_ns) for p in probes)
     shown = {
         "Run": record.path.name,
         "Target": record.target,
         "Probed (UTC)": _period(probes),
         "Probing": _settings(probes),
-        "Latency samples": f"{samples} in {sum(len(p.latency_ns) for p in probes)} processes",
+        "Latency samples": f"{samples} in {processes} processes" if samples else "",
         "Model": f"{manifest.model.name} from {manifest.model.source}",
         "Weights": _short(manifest.model.weights_sha256),
-        "Manifest": _short(sha256_file(record.path / MANIFEST)),
+        "Manifest": _manifest_digest(record.path),
         "Calibration set": ", ".join(
             _short(i) for i in sorted({a.calibration_id for a in manifest.artifacts} - {""})
         ),
@@ -169,6 +165,12 @@ def _conditions(record: RunRecord) -> Mapping[str, str]:
         text = f"{e.n} samples, set {_short(e.set_id)}, metric {e.metric}{value}"
         shown[f"Evaluation set: {view.evaluation_title(e)}"] = text
     return {name: text for name, text in shown.items() if text}
+
+
+def _manifest_digest(folder: Path) -> str:
+    """Empty for a packed bundle, which has no such file beside it."""
+    path = folder / MANIFEST
+    return _short(sha256_file(path)) if path.is_file() else ""
 
 
 def _period(probes: tuple[ProbeResult, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rich import box
@@ -35,31 +36,40 @@ _STYLES: dict[view.Status, tuple[str, str]] = {
 }
 
 
+# What a device or a log printed may hold escape sequences that would move the reader's cursor.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def plain(text: str, style: str = "") -> Text:
+    """Text as it is, with control characters made visible as U+FFFD."""
+    return Text(_CONTROL.sub("\ufffd", text), style=style)
+
+
 def quantize_summary(
     manifest: Manifest, failures: Sequence[CandidateFailure] = ()
 ) -> RenderableType:
     """What a bundle holds: per artifact size, int8 share and the host's preview of accuracy."""
     table = _table(f"{manifest.model.name}: {len(manifest.artifacts)} artifacts")
-    table.add_column("runtime")
-    table.add_column("recipe")
+    table.add_column("runtime", overflow="fold")
+    table.add_column("recipe", overflow="fold")
     for column in ("MB", "of\nfloat", "int8\nMACs"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     for evaluation in manifest.evals:
         agreement = "agree" if evaluation.metric == "cosine" else "top-1"
         title = f"{view.evaluation_title(evaluation)}\nn={evaluation.n}\nSQNR dB"
         for column in (title, agreement, "drop"):
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", overflow="fold")
     for row in view.artifact_rows(manifest):
         scores = [cell for s in row.scores for cell in (s.sqnr, s.agreement, s.drop)]
         style = "" if row.ratio == view.NOTHING else "bold"
         cells = (row.runtime, row.recipe, row.size, row.ratio, row.int8_share, *scores)
-        table.add_row(*(Text(cell) for cell in cells), style=style)
+        table.add_row(*(plain(cell) for cell in cells), style=style)
     made = {a.id for a in manifest.artifacts}
     for failure in failures:
         if failure.candidate not in made:
             recipe = failure.candidate.removeprefix(f"{manifest.model.name}-{failure.runtime}-")
             cells = (view.runtime_label(failure.runtime), recipe, "failed")
-            table.add_row(*(Text(cell) for cell in cells), style="red")
+            table.add_row(*(plain(cell) for cell in cells), style="red")
     notes = [view.PREVIEW_NOTE, *_legacy_note([a.runtime for a in manifest.artifacts])]
     return Group(table, *_notes(notes), *_failures(failures))
 
@@ -69,17 +79,17 @@ def selection_table(
 ) -> RenderableType:
     """Every candidate with its figures and its reason, the verdict above."""
     table = _table(_measured_on(probes))
-    table.add_column("", width=1)
-    table.add_column("runtime")
-    table.add_column("kind")
+    table.add_column("", width=1, overflow="fold")
+    table.add_column("runtime", overflow="fold")
+    table.add_column("kind", overflow="fold")
     for column in ("thr", "p50 ms", "95 %", "p90", "load", "first", "RSS", "drop"):
-        table.add_column(column, justify="right")
-    table.add_column("why")
+        table.add_column(column, justify="right", overflow="fold")
+    table.add_column("why", overflow="fold")
     for row in view.candidate_rows(selection, manifest, probes):
         mark, style = _STYLES[row.status]
         timing = (row.threads, row.p50, row.spread, row.p90, row.load, row.first)
         cells = (mark, row.runtime, row.kind, *timing, row.rss, row.drop, row.reason)
-        table.add_row(*(Text(cell) for cell in cells), style=style)
+        table.add_row(*(plain(cell) for cell in cells), style=style)
     legacy = _legacy_note([c.runtime for c in selection.candidates])
     return Group(*_verdict(selection, manifest), table, *_notes([_COLUMNS, *legacy]))
 
@@ -87,8 +97,8 @@ def selection_table(
 def _verdict(selection: Selection, manifest: Manifest) -> list[RenderableType]:
     style = "bold red" if selection.chosen is None else "bold green"
     return [
-        Text(view.headline(selection, manifest), style=style),
-        Padding(Text(selection.rule), (0, 0, 1, 0), expand=False),
+        plain(view.headline(selection, manifest), style=style),
+        Padding(plain(selection.rule), (0, 0, 1, 0), expand=False),
     ]
 
 
@@ -109,22 +119,18 @@ def _failures(failures: Sequence[CandidateFailure]) -> list[RenderableType]:
     parts: list[RenderableType] = []
     for failure in failures:
         parts.append(Text())
-        parts.append(
-            Text.assemble(
-                (f"✗ {failure.candidate}", "bold red"), f"  {failure.stage}: {failure.message}"
-            )
-        )
-        parts += [
-            Padding(Text(f"│ {line}", style="dim"), (0, 0, 0, 2)) for line in failure.log_tail
-        ]
+        name = plain(f"✗ {failure.candidate}", "bold red")
+        parts.append(Text.assemble(name, plain(f"  {failure.stage}: {failure.message}")))
+        for line in failure.log_tail:
+            parts.append(Padding(plain(f"│ {line}", "dim"), (0, 0, 0, 2), expand=False))
         if failure.remedy:
-            parts.append(Padding(Text(f"→ {failure.remedy}"), (0, 0, 0, 2), expand=False))
+            parts.append(Padding(plain(f"→ {failure.remedy}"), (0, 0, 0, 2), expand=False))
     return parts
 
 
 def run_view(record: RunRecord) -> RenderableType:
     """A stored run: verdict, candidates, failures, and files that could not be read."""
-    parts: list[RenderableType] = [Rule(Text(record.path.name), align="left", style="dim")]
+    parts: list[RenderableType] = [Rule(plain(record.path.name), align="left", style="dim")]
     if record.selection is None:
         parts.append(Text("There is no selection yet: edgekit select makes one.", style="bold"))
     else:
@@ -142,13 +148,13 @@ def status_table(
     """What is active on a device, per model."""
     if not activations:
         where = f" on {target}" if target else ""
-        return Group(Text(f"Nothing is active{where}."), *_problems(problems))
+        return Group(plain(f"Nothing is active{where}."), *_problems(problems))
     table = _table(f"active on {target}" if target else "active")
     for column in ("model", "artifact", "runtime"):
         table.add_column(column, overflow="fold")
-    table.add_column("thr", justify="right")
+    table.add_column("thr", justify="right", overflow="fold")
     for column in ("release", "previous", "since (UTC)"):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, overflow="fold")
     for a in activations:
         cells = (
             a.model,
@@ -159,7 +165,7 @@ def status_table(
             a.previous[:12] if a.previous else view.NOTHING,
             a.activated_utc.replace("T", " ")[:16],
         )
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(*(plain(cell) for cell in cells))
     return Group(
         table, *_notes(_legacy_note([a.runtime for a in activations])), *_problems(problems)
     )
@@ -171,10 +177,10 @@ def runs_table(found: QueryResult) -> RenderableType:
         return Group(Text("There are no runs yet."), *_problems(found.problems))
     table = _table("runs, newest first")
     table.add_column("run", overflow="fold")
-    table.add_column("chosen")
+    table.add_column("chosen", overflow="fold")
     for column in ("thr", "p50 ms", "drop", "MB"):
-        table.add_column(column, justify="right")
-    table.add_column("device", overflow="ellipsis", no_wrap=True)
+        table.add_column(column, justify="right", overflow="fold")
+    table.add_column("device", overflow="fold")
     for row in found.dicts():
         chosen = "nothing eligible" if row["rule"] else "not selected yet"
         if row["chosen"]:
@@ -183,13 +189,13 @@ def runs_table(found: QueryResult) -> RenderableType:
         cells = (
             str(row["run"]),
             chosen,
-            _plain(row["threads"]),
-            _plain(row["p50_ms"]),
-            _plain(row["drop_value"]),
-            _plain(row["peak_rss_mb"]),
+            _figure(row["threads"]),
+            _figure(row["p50_ms"]),
+            _figure(row["drop_value"]),
+            _figure(row["peak_rss_mb"]),
             f"emulated {device}" if row["emulated"] else device,
         )
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(*(plain(cell) for cell in cells))
     return Group(table, *_problems(found.problems))
 
 
@@ -201,13 +207,13 @@ def query_table(found: QueryResult) -> RenderableType:
         for i in range(len(found.columns))
     ]
     for name, is_number in zip(found.columns, numeric, strict=True):
-        table.add_column(Text(name), justify="right" if is_number else "left", overflow="fold")
+        table.add_column(plain(name), justify="right" if is_number else "left", overflow="fold")
     for values in found.rows:
-        table.add_row(*(Text(_plain(value)) for value in values))
+        table.add_row(*(plain(_figure(value)) for value in values))
     return Group(table, *_problems(found.problems))
 
 
-def _plain(value: object) -> str:
+def _figure(value: object) -> str:
     if value is None:
         return view.NOTHING
     return number(value) if isinstance(value, float) else str(value)
@@ -215,7 +221,7 @@ def _plain(value: object) -> str:
 
 def _table(title: str) -> Table:
     return Table(
-        title=Text(title, style="bold"),
+        title=plain(title, "bold"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=0,
@@ -233,4 +239,4 @@ def _notes(notes: Sequence[str]) -> list[RenderableType]:
 
 
 def _problems(problems: Sequence[str]) -> list[RenderableType]:
-    return [Text(f"! {problem}", style="yellow") for problem in problems]
+    return [plain(f"! {problem}", "yellow") for problem in problems]

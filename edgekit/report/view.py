@@ -252,8 +252,10 @@ def device_sentence(facts: DeviceFacts) -> str:
     return f"EMULATED {text}" if facts.emulated else text
 
 
-def headline(selection: Selection, manifest: Manifest) -> str:
+def headline(selection: Selection | None, manifest: Manifest) -> str:
     """The verdict in one sentence."""
+    if selection is None:
+        return f"{manifest.model.name}: {len(manifest.artifacts)} artifacts, none selected yet."
     if selection.chosen is None:
         return f"No candidate of {manifest.model.name} is within the budget."
     best = selection.candidates[selection.chosen]
