@@ -27,6 +27,7 @@ from edgekit.targets.runtimes import AGENT_DIR
 #: stores the one that comes on stdin if that is the one asked for.
 _BOOT = """
 import hashlib, json, os, sys, tempfile
+os.umask(0o077)
 root = os.path.abspath(os.path.expanduser(sys.argv[1]))
 want, folder = sys.argv[2], os.path.join(root, "agent")
 path, data = os.path.join(folder, want + ".py"), sys.stdin.buffer.read()
@@ -34,7 +35,7 @@ def good(b): return hashlib.sha256(b).hexdigest() == want
 there = os.path.isfile(path) and good(open(path, "rb").read())
 if data and not there:
     if not good(data): sys.exit("the agent arrived damaged")
-    os.makedirs(folder, mode=0o700, exist_ok=True)
+    os.makedirs(folder, exist_ok=True)
     fd, temporary = tempfile.mkstemp(dir=folder)
     with open(fd, "wb") as f:
         f.write(data); f.flush(); os.fsync(fd)
@@ -46,7 +47,7 @@ print(json.dumps({"root": root, "agent": path if there else "", "python": sys.ve
 
 _REMEDIES = {
     "busy": "Wait until it has ended, or try again later.",
-    "space": "Free space on the device: `edgekit targets gc`, or remove files of yours.",
+    "space": "Free space on the device: `edgekit gc`, or remove files of yours.",
     "hash": "Try again. If it happens again, the device's storage or memory is failing.",
     "damaged": "Run `edgekit status --verify` for details, and deploy again.",
     "lost": "Another session took the device over; try again.",

@@ -79,7 +79,7 @@ def push(
     if missing and total + RESERVE_BYTES > free:
         raise DeviceError(
             f"{channel.name}: {total / 1e6:.1f} MB are to be sent and {free / 1e6:.1f} MB free.",
-            remedy="Remove what is not needed with `edgekit targets gc`, or free space there.",
+            remedy="Remove what is not needed with `edgekit gc`, or free space there.",
         )
     if missing:
         with progress.stage(f"push to {channel.name}", total) as stage:
