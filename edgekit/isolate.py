@@ -148,7 +148,8 @@ class _Worker:
         job.log.parent.mkdir(parents=True, exist_ok=True)
         with job.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", "-m", "edgekit.worker"],
+                # -P: a file of the user's called types.py must not shadow the standard library's.
+                [sys.executable, "-P", "-X", "faulthandler", "-m", "edgekit.worker"],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -232,8 +233,8 @@ class _Worker:
             )
         if self._stopped_for == "memory":
             return errors.WorkerCrashed(
-                f"{name} was stopped above its limit of {job.memory_bytes / 2**20:.0f} MB "
-                f"({self._peak_rss / 2**20:.0f} MB in use).",
+                f"{name} was stopped above its limit of {job.memory_bytes / 1e6:.0f} MB "
+                f"({self._peak_rss / 1e6:.0f} MB in use).",
                 kind="memory",
                 log_tail=tail,
                 remedy="Raise quantize.memory_mb, or leave this runtime out.",

@@ -46,7 +46,7 @@ RUNTIMES: dict[str, RuntimeEntry] = {
         extension=".pte",
         exporter="edgekit.quantize.to_executorch:export",
         inspector="edgekit.quantize.inspect_executorch:inspect",
-        runner="run_executorch",
+        runner="executorch_runner",
         label="ExecuTorch",
         packages=("torch", "torchao", "executorch.exir"),
     ),

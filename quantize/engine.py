@@ -64,6 +64,8 @@ def prepare_model(
     Raises:
         SourceError: the model cannot be exported.
     """
+    # ExecuTorch takes the example's strides literally, and views may have some that are zero.
+    example_inputs = tuple(torch.empty(v.shape, dtype=v.dtype).copy_(v) for v in example_inputs)
     program, passes = prepare(export_program(module, example_inputs), example_inputs)
     torch.export.save(program, folder / PROGRAM)
     gm = as_module(program)

@@ -23,6 +23,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 from edgekit.quantize import graph
 from edgekit.quantize.base import ExportRequest, tool_versions
 from edgekit.quantize.calibrate import Range, load_ranges
+from edgekit.quantize.inspect_torchscript import input_files
 from edgekit.quantize.prepare import as_module
 from edgekit.quantize.rebuild import to_modules
 from edgekit.quantize.simulate import activation_grid
@@ -46,7 +47,8 @@ def export(request: ExportRequest) -> Mapping[str, str]:
         traced = torch.jit.trace(module, example, check_trace=False)
         frozen = torch.jit.freeze(traced.eval())
     partial = request.out.with_name(request.out.name + ".part")
-    frozen.save(str(partial))
+    # Freezing drops the shapes of the inputs, which inspection needs.
+    torch.jit.save(frozen, str(partial), _extra_files=input_files(request.inputs))
     partial.replace(request.out)
     return tool_versions("torch")
 

@@ -7,19 +7,20 @@ What was measured is written to a run folder as it arrives. :func:`deploy` measu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit import results
 from edgekit.bundle import Bundle
 from edgekit.config import DeviceConfig, ProjectConfig
-from edgekit.errors import UsageError
+from edgekit.errors import EdgekitError, UsageError
 from edgekit.pipeline.quantizing import QuantizeOutcome, quantize
 from edgekit.progress import Progress, Quiet
 from edgekit.results import RunDir, RunRecord
 from edgekit.select import select
-from edgekit.targets import Device, PushReport, connect
+from edgekit.targets.deploy import PushReport
+from edgekit.targets.device import Device, connect
 from edgekit.types import (
     Activation,
     CandidateFailure,
@@ -137,7 +138,7 @@ def _deploy(
     requests = _requests(bundle, config, artifacts)
     pushed: PushReport | None = None
     activation: Activation | None = None
-    with connect(target) as device:
+    with connect(target, progress=progress) as device:
         earlier = None if fresh else _find_run(config.runs, bundle, target, requests, device)
         if earlier is not None:
             progress.log(f"Measured before, in {earlier.path.name}; nothing has changed since.")
@@ -227,10 +228,13 @@ def _find_run(
     """The newest whole run of this bundle, with these settings, on this device as it is now."""
     facts: DeviceFacts | None = None
     for name in reversed(results.run_names(runs)):
-        record = _quietly(lambda name=name: results.load(runs / name))
+        try:
+            record = results.load(runs / name)
+        except EdgekitError:
+            # A damaged record is no reason to fail; it is only no answer.
+            continue
         if (
-            record is None
-            or record.target != target.name
+            record.target != target.name
             or record.manifest != bundle.manifest
             or {probe.request for probe in record.probes} != set(requests)
         ):
@@ -239,15 +243,6 @@ def _find_run(
         if all(_same_device(facts, probe.facts_before) for probe in record.probes):
             return record
     return None
-
-
-def _quietly(read: Callable[[], RunRecord]) -> RunRecord | None:
-    from edgekit.errors import EdgekitError
-
-    try:
-        return read()
-    except EdgekitError:
-        return None
 
 
 def _same_device(a: DeviceFacts, b: DeviceFacts) -> bool:
@@ -269,7 +264,7 @@ def _same_device(a: DeviceFacts, b: DeviceFacts) -> bool:
 
 def _active(device: Device, bundle: Bundle, artifact_id: str, threads: int) -> Activation | None:
     """The device's activation, if it already is this artifact of this bundle."""
-    for active in device.status():
+    for active in device.status().activations:
         if (
             active.model == bundle.manifest.model.name
             and bundle.digest.startswith(active.release)

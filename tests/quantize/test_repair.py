@@ -1,0 +1,164 @@
+"""Simulation, rounding and bias correction: what each must keep, and what each must gain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import fx
+
+from edgekit import quality
+from edgekit.quantize import graph
+from edgekit.quantize.bias_correction import correct_biases
+from edgekit.quantize.calibrate import calibrate
+from edgekit.quantize.hessian_rounding import round_weights
+from edgekit.quantize.prepare import as_module, export_program, prepare, run
+from edgekit.quantize.simulate import (
+    activation_grid,
+    activation_grids,
+    round_weight,
+    rounded_nodes,
+    run_samples,
+    weight_scales,
+)
+from tests.quantize.nets import Residual, build, image_inputs
+
+Samples = list[tuple[torch.Tensor, ...]]
+
+
+@pytest.fixture(scope="module")
+def exported() -> torch.export.ExportedProgram:
+    inputs = (torch.zeros(1, 3, 32, 32),)
+    return prepare(export_program(build(Residual), inputs), inputs)[0]
+
+
+def feed(n: int, seed: int) -> Samples:
+    return [(torch.from_numpy(sample),) for sample in image_inputs(n, seed)]
+
+
+def float_outputs(gm: fx.GraphModule, samples: Samples) -> np.ndarray:
+    return np.stack([run(gm, sample)[0].numpy() for sample in samples])
+
+
+def weight_only_outputs(
+    exported: torch.export.ExportedProgram, mended: fx.GraphModule, samples: Samples
+) -> np.ndarray:
+    gm = as_module(exported)
+    for layer in graph.layers(mended):
+        weight = graph.attribute(mended, layer.weight)
+        graph.set_attribute(gm, layer.weight, round_weight(weight, layer.channel_axis))
+        assert layer.bias is not None
+        graph.set_attribute(gm, layer.bias, graph.attribute(mended, layer.bias))
+    return float_outputs(gm, samples)
+
+
+@given(st.floats(-1e5, 0), st.floats(0, 1e5), st.lists(st.floats(-2e5, 2e5, width=32), min_size=1))
+def test_rounding_to_a_grid_is_idempotent_and_off_by_half_a_step(
+    low: float, high: float, values: Sequence[float]
+) -> None:
+    grid = activation_grid(low, high)
+    tensor = torch.tensor(values, dtype=torch.float32)
+    once = grid.round(tensor.clone())
+    assert torch.allclose(grid.round(once.clone()), once, atol=grid.scale * 1e-3)
+    ends = sorted((k - grid.zero_point) * grid.scale for k in (-128, 127))
+    inside = (tensor >= ends[0]) & (tensor <= ends[1])
+    assert ((once - tensor)[inside].abs() <= grid.scale * 0.501 + 1e-6).all()
+    assert float(grid.round(torch.zeros(1))) == 0, "int8 must represent zero"
+
+
+@given(st.integers(0, 1000))
+def test_rounded_weights_stay_where_they_are(seed: int) -> None:
+    weight = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(seed))
+    once = round_weight(weight, 0)
+    assert torch.equal(round_weight(once, 0), once)
+    assert ((once - weight).abs() <= weight_scales(weight, 0) * 0.5001).all()
+
+
+def test_only_the_fused_value_of_a_layer_is_rounded(
+    exported: torch.export.ExportedProgram,
+) -> None:
+    gm = as_module(exported)
+    names = rounded_nodes(gm)
+    for layer in graph.layers(gm):
+        assert layer.output.name in names
+        assert (layer.name in names) == (layer.activation is None)
+    assert not names & {n.name for n in gm.graph.nodes if n.target in graph.SAME_VALUES}
+
+
+def test_running_node_by_node_computes_the_same(exported: torch.export.ExportedProgram) -> None:
+    gm, samples = as_module(exported), feed(3, 7)
+    by_node = run_samples(gm, samples, lambda node, values: values)
+    for sample, outputs in zip(samples, by_node, strict=True):
+        assert torch.equal(outputs[0], run(gm, sample)[0])
+
+
+def test_rounding_lowers_the_output_error_and_keeps_the_grid(
+    exported: torch.export.ExportedProgram,
+) -> None:
+    mended, samples = as_module(exported), feed(16, 1)
+    before = {x.weight: graph.attribute(mended, x.weight).clone() for x in graph.layers(mended)}
+    assert round_weights(mended, samples) == 4
+    for layer in graph.layers(mended):
+        old, new = before[layer.weight], graph.attribute(mended, layer.weight)
+        assert torch.allclose(weight_scales(new, 0), weight_scales(old, 0), rtol=1e-5)
+        assert torch.allclose(round_weight(new, 0), new, atol=1e-7), "a converter rounds no more"
+        assert ((new - old).abs() <= weight_scales(old, 0) * 1.001).all(), "up or down, no further"
+    test = feed(16, 2)
+    wanted = float_outputs(as_module(exported), test)
+    nearest = weight_only_outputs(exported, as_module(exported), test)
+    guided = weight_only_outputs(exported, mended, test)
+    assert quality.sqnr_db(wanted, guided) > quality.sqnr_db(wanted, nearest) + 1
+
+
+def test_rounding_is_reproducible(exported: torch.export.ExportedProgram) -> None:
+    first, second = (
+        as_module(exported),
+        as_module(torch.export.export(as_module(exported), (torch.zeros(1, 3, 32, 32),))),
+    )
+    for gm in (first, second):
+        round_weights(gm, feed(8, 1))
+    for a, b in zip(graph.layers(first), graph.layers(second), strict=True):
+        assert torch.equal(graph.attribute(first, a.weight), graph.attribute(second, b.weight))
+
+
+def test_bias_correction_takes_the_mean_shift_away_and_leaves_the_weights(
+    exported: torch.export.ExportedProgram,
+) -> None:
+    reference = as_module(exported)
+    mended = as_module(torch.export.export(reference, (torch.zeros(1, 3, 32, 32),)))
+    samples = feed(24, 1)
+    ranges = calibrate(reference, lambda: samples)
+    grids = activation_grids(reference, ranges, "histogram")
+    weights = {x.weight: graph.attribute(mended, x.weight).clone() for x in graph.layers(mended)}
+    assert correct_biases(mended, reference, samples, grids) == 4
+    for layer in graph.layers(mended):
+        assert torch.equal(graph.attribute(mended, layer.weight), weights[layer.weight])
+
+    def mean_shift(gm: fx.GraphModule) -> float:
+        outputs = _simulated(gm, samples, grids)
+        return float(np.abs(outputs.mean(0) - float_outputs(reference, samples).mean(0)).max())
+
+    assert mean_shift(mended) < 0.2 * mean_shift(as_module(exported))
+
+
+def _simulated(gm: fx.GraphModule, samples: Samples, grids: dict) -> np.ndarray:  # type: ignore[type-arg]
+    copies = {x.weight: graph.attribute(gm, x.weight).clone() for x in graph.layers(gm)}
+    for layer in graph.layers(gm):
+        weight = round_weight(copies[layer.weight], layer.channel_axis)
+        graph.set_attribute(gm, layer.weight, weight)
+    outputs = run_samples(
+        gm,
+        samples,
+        lambda node, values: (
+            [grids[node.name].round(value.clone()) for value in values]
+            if node.name in grids
+            else values
+        ),
+    )
+    for target, weight in copies.items():
+        graph.set_attribute(gm, target, weight)
+    return np.stack([values[0].numpy() for values in outputs])
