@@ -41,10 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         sys.stdout.write(f"edgekit {__version__}\n")
         return 0
-    from edgekit.cli import guard
-
     name, *rest = arguments
-    return guard.run(name, [*leading, *rest])
+    try:
+        from edgekit.cli import guard
+
+        return guard.run(name, [*leading, *rest])
+    except KeyboardInterrupt:  # before the guard stood, or while it fell
+        return 130
 
 
 def help_text() -> str:

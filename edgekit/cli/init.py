@@ -22,7 +22,7 @@ NEXT = ("edgekit doctor", "edgekit run")
 
 def init(
     out: Output,
-    folder: Annotated[Path, typer.Argument(help="Where to write it.")] = Path(),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to write it.")] = Path(),
     model: Annotated[
         str | None,
         typer.Option(help="The MODEL, as for `edgekit quantize`; default: what the folder shows."),

@@ -26,7 +26,9 @@ _MEMORY_BYTES = 8_000_000_000
 
 def inspect(
     out: Output,
-    path: Annotated[Path, typer.Argument(help="A bundle's folder or .tar, or a model file.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A bundle's folder or .tar, or a model file.")
+    ],
 ) -> None:
     """Open a bundle or a model file and say what it really contains.
 

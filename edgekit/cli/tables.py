@@ -26,7 +26,13 @@ def console_for(stream: TextIO) -> Iterator[tuple[Console, Callable[[], str]]]:
     console = Console(
         file=buffer, force_terminal=terminal, width=width, highlight=False, emoji=False
     )
-    yield console, buffer.getvalue
+
+    def flush() -> str:
+        text = buffer.getvalue()
+        # rich pads cells; in a file or a pipe that is noise.
+        return text if terminal else "".join(f"{line.rstrip()}\n" for line in text.splitlines())
+
+    yield console, flush
 
 
 def table(

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit.config import ModelConfig
 from edgekit.errors import MissingExtra, SourceError
 from edgekit.sources.user_code import user_code
 
@@ -36,18 +35,6 @@ class SourceSpec:
     unsafe_weights: bool = False
     inputs: tuple[tuple[int, ...], ...] = ()
     example: str = ""
-
-    @classmethod
-    def from_config(cls, model: ModelConfig, root: Path) -> SourceSpec:
-        return cls(
-            source=model.source,
-            root=root,
-            name=model.name,
-            weights=model.weights,
-            unsafe_weights=model.unsafe_weights,
-            inputs=model.inputs,
-            example=model.example,
-        )
 
 
 @dataclass(frozen=True)

@@ -52,20 +52,21 @@ def environment(**changes: str) -> Mapping[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), **changes}
 
 
+def execute(folder: Path, *arguments: object, **changes: str) -> Done:
+    """Run ``edgekit ARGUMENTS`` as a process of its own in ``folder``."""
+    done = subprocess.run(
+        [sys.executable, "-m", "edgekit", *map(str, arguments)],
+        cwd=folder,
+        env=environment(**changes),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
 @pytest.fixture
 def spawn(tmp_path: Path) -> Callable[..., Done]:
     """Run ``edgekit ARGUMENTS`` as a process of its own, in an empty folder."""
-
-    def run(*arguments: object) -> Done:
-        done = subprocess.run(
-            [sys.executable, "-m", "edgekit", *map(str, arguments)],
-            cwd=tmp_path,
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        return Done(done.returncode, done.stdout, done.stderr)
-
-    return run
+    return lambda *arguments: execute(tmp_path, *arguments)
