@@ -121,7 +121,9 @@ class RunnerFailed(DeviceError):
 
     Args:
         message: what failed.
-        kind: ``"signal"``, ``"timeout"``, ``"memory"``, ``"model"``, ``"usage"`` or ``"exit"``.
+        kind: ``"signal"``, ``"timeout"``, ``"memory"``, ``"model"``, ``"runtime"`` (the runtime
+            itself does not load), ``"lost"`` (the measuring process went away), ``"usage"`` or
+            ``"exit"``.
         signal_name: e.g. ``"SIGILL"``; empty where no signal was involved.
         log_tail: the last lines of the runner's stderr.
     """

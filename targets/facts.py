@@ -70,7 +70,7 @@ def parse_throttled(text: str) -> int | None:
     """The Raspberry Pi firmware's flags, from sysfs (``50005``, hexadecimal) or from vcgencmd
     (``throttled=0x50005``). Bits 0-3: now under-voltage, capped, throttled, soft limit; bits
     16-19: the same at some time since boot."""
-    match = re.search(r"(?:throttled=)?(?:0x)?([0-9a-fA-F]+)\s*$", text.strip())
+    match = re.fullmatch(r"(?:throttled=)?(?:0x)?([0-9a-fA-F]{1,8})", text.strip())
     return int(match.group(1), 16) if match else None
 
 

@@ -7,6 +7,7 @@ its content.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -262,7 +263,8 @@ def run_job(
     except LinkLost:
         raise
     except BaseException:
-        held.call("cancel", job=job)
+        with contextlib.suppress(DeviceError):  # the reason for stopping is what the caller needs
+            held.call("cancel", job=job)
         raise
 
 
