@@ -18,7 +18,7 @@ from edgekit.targets.channel import Channel, open_channel
 from edgekit.targets.deploy import PushReport
 from edgekit.targets.facts import parse_facts
 from edgekit.targets.probe import Setting, probe, replay
-from edgekit.targets.profiles import Profile, load_profile, misfits
+from edgekit.targets.profile import Profile, load_profile, misfits
 from edgekit.types import Activation, Artifact, DeviceFacts, ProbeRequest, ProbeResult, Target
 
 #: A process that takes longer than this, beside its timed loop, hangs.

@@ -12,7 +12,7 @@ import pytest
 
 from edgekit.targets.agent import agent
 from edgekit.targets.facts import parse_facts, parse_throttled
-from edgekit.targets.profiles import load_profile, misfits, names
+from edgekit.targets.profile import load_profile, misfits, names
 from edgekit.types import DeviceFacts
 
 RECORDINGS = sorted((Path(__file__).parent / "facts").glob("*.json"))

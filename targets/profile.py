@@ -11,7 +11,7 @@ from edgekit.errors import UsageError
 from edgekit.suggest import did_you_mean
 from edgekit.types import DeviceFacts
 
-_FOLDER = Path(__file__).resolve().parent
+_FOLDER = Path(__file__).resolve().parent / "profiles"
 
 
 @dataclass(frozen=True, slots=True)
