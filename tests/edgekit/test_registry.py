@@ -49,7 +49,7 @@ def test_runtimes_have_distinct_extensions_and_extras_that_exist() -> None:
 def test_the_named_recipes_are_those_that_exist() -> None:
     from edgekit.quantize.recipes import RECIPES
 
-    assert registry.RECIPES == tuple(RECIPES)
+    assert tuple(RECIPES) == registry.RECIPES
 
 
 def test_unknown_names_are_answered_with_suggestions() -> None:
