@@ -9,36 +9,28 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgekit import codec, registry
+from edgekit import codec
 from edgekit.bundle import Bundle
 from edgekit.config import ProjectConfig
 from edgekit.errors import DataError, EdgekitError, ExportFailed, UsageError
 from edgekit.isolate import Job, Outcome, run_isolated, run_many
 from edgekit.pipeline.assemble import Made, assemble
-from edgekit.pipeline.steps import (
-    EvaluateResult,
-    ExportResult,
-    LoadResult,
-    ReferenceResult,
-    SetResult,
-)
-from edgekit.pipeline.workspace import Workspace, environment, load_result, unchanged
+from edgekit.pipeline.plan import Candidate, Planner
+from edgekit.pipeline.steps import EvaluateResult, ExportResult, LoadResult, SetResult
+from edgekit.pipeline.workspace import Workspace, load_result, unchanged
 from edgekit.progress import Progress, Quiet
 from edgekit.quantize.recipes import MIN_INT8_MAC_SHARE, RECIPES
-from edgekit.types import CandidateFailure, Inspection, Recipe
+from edgekit.types import CandidateFailure, Inspection
 
 T = TypeVar("T")
 
-_STEPS = "edgekit.pipeline.steps"
-#: What :class:`edgekit.types.CandidateFailure` calls the stages of a candidate's jobs.
-_STAGES = {"export": "export", "evaluate": "evaluate"}
-#: Rough seconds by runtime, only to start the long jobs first.
-_WEIGHTS = {"executorch": 4.0, "tflite": 2.0, "onnx": 1.5, "torchscript": 1.0}
+#: First words of the names of jobs that make one candidate only.
+_CANDIDATE_JOBS = ("export", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -53,17 +45,6 @@ class QuantizeOutcome:
     within_budget: tuple[str, ...]
     reused: bool
     seconds: float
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """One artifact to be made, and where its steps leave their results."""
-
-    id: str
-    runtime: str
-    recipe: Recipe
-    export: Path
-    evaluate: Path
 
 
 def quantize(project: ProjectConfig, *, progress: Progress | None = None) -> QuantizeOutcome:
@@ -81,17 +62,7 @@ class _Quantizing:
     def __init__(self, project: ProjectConfig, progress: Progress) -> None:
         self._project, self._progress = project, progress
         self._workspace = Workspace(project.root)
-        self._environment = environment()
-        model = project.model
-        self._source = {
-            "source": model.source,
-            "root": str(project.root),
-            "name": model.name,
-            "weights": str(model.weights) if model.weights else "",
-            "unsafe_weights": model.unsafe_weights,
-            "inputs": [list(shape) for shape in model.inputs],
-            "example": model.example,
-        }
+        self._planner = Planner(project, self._workspace)
 
     def run(self) -> QuantizeOutcome:
         started = time.monotonic()
@@ -100,16 +71,30 @@ class _Quantizing:
             loaded, program = self._load()
             sets = self._read_sets(loaded)
             _check_eval_size(self._project, sets["choose"])
-            return self._make(loaded, program, sets, started)
+            plan = self._planner.artifacts(loaded, program, sets)
+            made, failed = _collect(plan.candidates, self._run_jobs(plan.jobs))
+            if not made:
+                raise ExportFailed(
+                    "No artifact could be made: " + "; ".join(f.message for f in failed),
+                    remedy="`edgekit doctor` says which runtimes work on this machine.",
+                )
+            bundle, reused = assemble(self._project, loaded, sets, plan.reference, made, failed)
+            return QuantizeOutcome(
+                bundle=bundle,
+                failures=tuple(failed),
+                within_budget=_within_budget(bundle, self._project.budget.max_drop),
+                reused=reused,
+                seconds=time.monotonic() - started,
+            )
         finally:
             self._workspace.clean(())
 
     def _load(self) -> tuple[LoadResult, Path]:
-        step = self._workspace.step("load", self._environment, self._source)
+        step, job = self._planner.load()
         result = load_result(LoadResult, step)
         if result is None or not unchanged(result.dependencies):
             with self._progress.stage("Load and export the model"):
-                self._run("load", {"source": self._source, "step": str(step)})
+                run_isolated(job)
             result = _finished(LoadResult, step)
         else:
             self._progress.log("The model is unchanged.")
@@ -118,148 +103,15 @@ class _Quantizing:
         return result, step / "program.pt2"
 
     def _read_sets(self, loaded: LoadResult) -> dict[str, SetResult]:
-        data = self._project.data
-        wanted = {"calibration": data.calib, "choose": data.eval, "report": data.report}
         with self._progress.stage("Read calibration and evaluation samples"):
-            found = self._run(
-                "read_sets",
-                {
-                    "inputs": codec.to_jsonable(loaded.inputs),
-                    "preprocess": codec.to_jsonable(self._project.preprocess),
-                    "sets": {role: spec for role, spec in wanted.items() if spec},
-                    "root": str(self._project.root),
-                    "cache": str(self._workspace.samples),
-                },
-            )
+            found = run_isolated(self._planner.read_sets(loaded))
         return {
             role: codec.from_json(SetResult, value, where="sample set")
             for role, value in found.items()
         }
 
-    def _make(
-        self,
-        loaded: LoadResult,
-        program: Path,
-        sets: Mapping[str, SetResult],
-        started: float,
-    ) -> QuantizeOutcome:
-        settings = self._project.quantize
-        metric = "" if self._project.data.metric == "auto" else self._project.data.metric
-        common = {
-            "choose": sets["choose"].path,
-            "report": sets["report"].path if "report" in sets else "",
-            "inputs": codec.to_jsonable(loaded.inputs),
-            "outputs": codec.to_jsonable(loaded.outputs),
-        }
-        set_ids = [sets["choose"].id, sets["report"].id if "report" in sets else ""]
-        base = [self._environment, loaded.program_digest]
-        reference = self._workspace.step("reference", *base, set_ids, metric)
-        jobs: list[Job] = []
-        if load_result(ReferenceResult, reference) is None:
-            payload = {
-                **common,
-                "source": self._source,
-                "program": str(program),
-                "metric": metric,
-                "step": str(reference),
-            }
-            jobs.append(self._job("reference", "reference", payload, weight=6))
-        candidates = []
-        repairs: dict[str, Path] = {}
-        for recipe in (RECIPES[name] for name in settings.recipes):
-            parts: list[Any] = [*base, recipe]
-            if recipe.precision == "int8":
-                parts.append(sets["calibration"].id)
-                repair = repairs[recipe.name] = self._workspace.step("repair", *parts)
-                if load_result(dict[str, str], repair) is None:
-                    payload = {
-                        "program": str(program),
-                        "calibration": sets["calibration"].path,
-                        "recipe": codec.to_jsonable(recipe),
-                        "step": str(repair),
-                    }
-                    jobs.append(self._job(f"repair {recipe.name}", "repair", payload, weight=10))
-            for runtime in settings.runtimes:
-                entry = registry.runtimes()[runtime]
-                export = self._workspace.step("export", *parts, runtime)
-                candidates.append(
-                    _Candidate(
-                        id=f"{self._project.model.name}-{runtime}-{recipe.name}",
-                        runtime=runtime,
-                        recipe=recipe,
-                        export=export,
-                        evaluate=self._workspace.step("evaluate", export.name, set_ids, metric),
-                    )
-                )
-                candidate = candidates[-1]
-                artifact = export / f"artifact{entry.extension}"
-                repaired = repairs.get(recipe.name)
-                if load_result(ExportResult, export) is None:
-                    payload = {
-                        **common,
-                        "runtime": runtime,
-                        "recipe": codec.to_jsonable(recipe),
-                        "extension": entry.extension,
-                        "program": str(repaired / "program.pt2" if repaired else program),
-                        "ranges": str(repaired / "ranges.json") if repaired else "",
-                        "calibration": sets["calibration"].path if repaired else "",
-                        "step": str(export),
-                    }
-                    jobs.append(
-                        self._job(
-                            f"export {candidate.id}",
-                            "export",
-                            payload,
-                            after=(f"repair {recipe.name}",) if repaired else (),
-                            weight=_WEIGHTS.get(runtime, 2.0),
-                        )
-                    )
-                if load_result(EvaluateResult, candidate.evaluate) is None:
-                    payload = {
-                        **common,
-                        "id": candidate.id,
-                        "artifact": str(artifact),
-                        "runtime": runtime,
-                        "reference": str(reference),
-                        "timeout_s": settings.timeout_s,
-                        "step": str(candidate.evaluate),
-                    }
-                    jobs.append(
-                        self._job(
-                            f"evaluate {candidate.id}",
-                            "evaluate",
-                            payload,
-                            after=(f"export {candidate.id}", "reference"),
-                            weight=0.5,
-                        )
-                    )
-        failures = self._run_jobs(jobs)
-        made, failed = _collect(candidates, failures)
-        if not made:
-            raise ExportFailed(
-                "No artifact could be made: " + "; ".join(f.message for f in failed),
-                remedy="`edgekit doctor` says which runtimes work on this machine.",
-            )
-        bundle, reused = assemble(
-            self._project,
-            loaded,
-            sets,
-            reference,
-            made,
-            failed,
-        )
-        return QuantizeOutcome(
-            bundle=bundle,
-            failures=tuple(failed),
-            within_budget=_within_budget(bundle, self._project.budget.max_drop),
-            reused=reused,
-            seconds=time.monotonic() - started,
-        )
-
-    def _run_jobs(self, jobs: list[Job]) -> dict[str, EdgekitError]:
+    def _run_jobs(self, jobs: Sequence[Job]) -> dict[str, EdgekitError]:
         """Run what has to be run; returns the failed jobs of single candidates by name."""
-        planned = {job.name for job in jobs}
-        jobs = [replace(job, after=tuple(n for n in job.after if n in planned)) for job in jobs]
         if not jobs:
             self._progress.log("All artifacts are up to date.")
             return {}
@@ -270,7 +122,7 @@ class _Quantizing:
                 stage.advance(note=outcome.job.name)
                 if outcome.error is None:
                     return
-                if outcome.job.name.partition(" ")[0] not in _STAGES:
+                if outcome.job.name.partition(" ")[0] not in _CANDIDATE_JOBS:
                     # The float reference or the calibration: nothing can be made without them.
                     raise outcome.error
                 failures[outcome.job.name] = outcome.error
@@ -278,33 +130,6 @@ class _Quantizing:
 
             run_many(jobs, max_workers=os.cpu_count() or 1, on_done=on_done)
         return failures
-
-    def _run(self, function: str, payload: dict[str, Any]) -> Any:
-        return run_isolated(self._job(function, function, payload, threads=os.cpu_count() or 1))
-
-    def _job(
-        self,
-        name: str,
-        function: str,
-        payload: dict[str, Any],
-        *,
-        after: tuple[str, ...] = (),
-        weight: float = 1.0,
-        threads: int = 1,
-    ) -> Job:
-        settings = self._project.quantize
-        return Job(
-            name=name,
-            entry=f"{_STEPS}:{function}",
-            payload=payload,
-            log=self._workspace.logs / f"{name.replace(' ', '-').replace('/', '_')}.log",
-            timeout_s=settings.timeout_s,
-            memory_bytes=settings.memory_bytes,
-            # As many jobs as cores run at once: one thread each, or they would fight.
-            env={"OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "2"},
-            after=after,
-            weight=weight,
-        )
 
 
 def _check_settings(project: ProjectConfig) -> None:
@@ -346,7 +171,7 @@ def _finished(cls: type[T], step: Path) -> T:
 
 
 def _collect(
-    candidates: list[_Candidate], errors: Mapping[str, EdgekitError]
+    candidates: Sequence[Candidate], errors: Mapping[str, EdgekitError]
 ) -> tuple[list[Made], list[CandidateFailure]]:
     made, failed = [], []
     for candidate in candidates:
@@ -377,7 +202,7 @@ def _collect(
     return made, failed
 
 
-def _broken_promise(candidate: _Candidate, found: Inspection) -> CandidateFailure | None:
+def _broken_promise(candidate: Candidate, found: Inspection) -> CandidateFailure | None:
     promised = MIN_INT8_MAC_SHARE.get(candidate.recipe.name)
     if promised is None:
         return None
@@ -396,7 +221,7 @@ def _broken_promise(candidate: _Candidate, found: Inspection) -> CandidateFailur
     )
 
 
-def _failure(candidate: _Candidate, stage: Any, error: EdgekitError) -> CandidateFailure:
+def _failure(candidate: Candidate, stage: Any, error: EdgekitError) -> CandidateFailure:
     return CandidateFailure(
         candidate=candidate.id,
         runtime=candidate.runtime,
