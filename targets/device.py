@@ -10,7 +10,14 @@ from types import TracebackType
 
 from edgekit import registry
 from edgekit.bundle import Bundle
-from edgekit.errors import DeployRolledBack, DeviceError, RunnerFailed, UsageError
+from edgekit.errors import (
+    DeployRolledBack,
+    DeviceError,
+    EdgekitError,
+    MissingExtra,
+    RunnerFailed,
+    UsageError,
+)
 from edgekit.progress import Progress, Quiet
 from edgekit.targets import deploy, golden, runtimes
 from edgekit.targets.base import Transport
@@ -116,19 +123,27 @@ class Device:
         self, bundle: Bundle, artifact_ids: Sequence[str], *, progress: Progress | None = None
     ) -> PushReport:
         """Brings artifacts, golden inputs and runtimes into the device's store; sends only what it
-        lacks.
+        lacks. Artifacts of a runtime that this device cannot have are left out; the log says so.
 
         Raises:
             DeviceError: no space, a busy device, or a transfer that arrived damaged.
             LinkLost: the connection broke; the next push goes on from there.
         """
-        artifacts = [bundle.artifact(id) for id in artifact_ids]
-        used = {artifact.runtime: self.runtime(artifact.runtime) for artifact in artifacts}
+        progress = progress or self._progress
+        setting = self._setting([bundle.artifact(id) for id in artifact_ids])
+        for name, error in setting.unusable.items():
+            progress.log(f"{name} is left out: {error.message} {error.remedy}".rstrip())
+        artifacts = [
+            artifact
+            for artifact in map(bundle.artifact, artifact_ids)
+            if artifact.runtime in setting.runtimes
+        ]
         blobs = deploy.bundle_blobs(bundle, artifacts)
-        blobs += [blob for runtime in used.values() for blob in deploy.runtime_blobs(runtime)]
+        for runtime in setting.runtimes.values():
+            blobs += deploy.runtime_blobs(runtime)
         with self._locked("push", blobs, progress) as held:
-            report = deploy.push(held, blobs, progress=progress or self._progress)
-            for runtime in used.values():
+            report = deploy.push(held, blobs, progress=progress)
+            for runtime in setting.runtimes.values():
                 deploy.place_runtime(held, runtime)
         return report
 
@@ -151,8 +166,8 @@ class Device:
             progress: advances by processes.
 
         Returns:
-            One result per request, in order. A candidate that crashed, hung or ran out of memory
-            has status ``failed``; the others go on.
+            One result per request, in order. A candidate that crashed, hung, ran out of memory or
+            whose runtime this device cannot have is ``failed``; the others go on.
 
         Raises:
             UsageError: a request names another version of an artifact's file.
@@ -189,8 +204,8 @@ class Device:
         """
         artifact = bundle.artifact(artifact_id)
         golden.host_outputs(bundle, artifact)
+        runtime = self.runtime(artifact.runtime)
         setting = self._setting([artifact])
-        runtime = setting.runtimes[artifact.runtime]
         linked = deploy.release_blobs(bundle, artifact)
         blobs = [*linked.values(), *deploy.runtime_blobs(runtime)]
         with self._locked("deploy", blobs, progress) as held:
@@ -247,8 +262,16 @@ class Device:
         gate = {}
         if profile is not None and profile.max_temp_c > 0:
             gate = {"max_temp_c": profile.max_temp_c, "wait_s": profile.cool_down_s}
+        usable: dict[str, runtimes.Runtime] = {}
+        unusable: dict[str, EdgekitError] = {}
+        for name in sorted({artifact.runtime for artifact in artifacts}):
+            try:
+                usable[name] = self.runtime(name)
+            except (DeviceError, MissingExtra) as error:
+                unusable[name] = error
         return Setting(
-            runtimes={name: self.runtime(name) for name in {a.runtime for a in artifacts}},
+            runtimes=usable,
+            unusable=unusable,
             gate=gate,
             timeout_s=self._option("timeout_s", TIMEOUT_S),
             wait_s=self._option("lock_wait_s", LOCK_WAIT_S),

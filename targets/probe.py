@@ -1,44 +1,34 @@
 """Measures artifacts on a device: an interleaved schedule in, one ProbeResult per request out.
 
 The whole schedule is one job on the device, so that a lost connection costs no measurement: the job
-goes on, and whoever asks for the same job next receives what it found. A job's id is the hash of
-its content.
+goes on, and whoever asks for the same job next receives what it found.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import random
 import secrets
-import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgekit.bundle import Bundle
-from edgekit.errors import DeviceError, LinkLost, RunnerFailed, UsageError
+from edgekit.errors import DeviceError, EdgekitError, LinkLost, RunnerFailed, UsageError
 from edgekit.progress import Progress, Stage
 from edgekit.targets import deploy, golden
-from edgekit.targets.channel import AgentRefused, Channel
+from edgekit.targets.channel import Channel
 from edgekit.targets.facts import parse_facts
+from edgekit.targets.job import fetch, job_id, run_job
 from edgekit.targets.results import Candidate, runner_exit
 from edgekit.targets.runner import RunnerArguments, RunnerReport, judge, spec
 from edgekit.targets.runtimes import Runtime
-from edgekit.types import Artifact, ProbeRequest, ProbeResult
-
-if TYPE_CHECKING:
-    import numpy as np
+from edgekit.types import Artifact, DeviceFacts, ProbeRequest, ProbeResult
 
 MIN_RUNS = 10
 MAX_RUNS = 10_000
 #: Warm-up ends when it is steady; this bounds it for a device that never is.
 MIN_WARMUP_S = 1.0
-FOLLOW_S = 60.0
-LINK_RETRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +55,13 @@ def schedule(requests: Sequence[ProbeRequest], seed: int) -> list[Step]:
 class Setting:
     """What a probe needs to know about the device.
 
-    ``gate`` is the agent's temperature gate, empty for none; ``timeout_s`` bounds each process
-    beside its timed loop; ``wait_s`` is how long to wait for a device that is busy.
+    ``unusable`` says of runtimes why they cannot be brought there; ``gate`` is the agent's
+    temperature gate, empty for none; ``timeout_s`` bounds each process beside its timed loop;
+    ``wait_s`` is how long to wait for a device that is busy.
     """
 
     runtimes: Mapping[str, Runtime]
+    unusable: Mapping[str, EdgekitError]
     gate: Mapping[str, float]
     timeout_s: float
     wait_s: float
@@ -89,21 +81,61 @@ def probe(
     artifacts = [_artifact(bundle, request) for request in requests]
     if not requests:
         return []
-    order = schedule(requests, seed)
-    steps = [
-        agent_step(bundle, artifacts[s.candidate], requests[s.candidate], s, setting) for s in order
-    ]
-    for index, step in enumerate(order):
-        same = [i for i, other in enumerate(order) if other.candidate == step.candidate]
-        steps[index].update(first=index == same[0], last=index == same[-1])
-    job = job_id(steps, setting.gate)
-    used = {artifact.runtime: setting.runtimes[artifact.runtime] for artifact in artifacts}
-    blobs = deploy.bundle_blobs(bundle, artifacts)
-    blobs += [blob for runtime in used.values() for blob in deploy.runtime_blobs(runtime)]
     candidates = [
         Candidate(channel.name, request, artifact)
         for request, artifact in zip(requests, artifacts, strict=True)
     ]
+    for candidate in candidates:
+        if error := setting.unusable.get(candidate.artifact.runtime):
+            candidate.fail(error)
+    before = parse_facts(channel.call("facts")["facts"])
+    for candidate in candidates:
+        if candidate.failure is not None:
+            on_result(candidate.result(before))
+    order = [s for s in schedule(requests, seed) if candidates[s.candidate].failure is None]
+    if order:
+        report = _Reporter(candidates, before, on_result)
+        _measure(channel, bundle, candidates, order, setting, report, progress)
+    return [candidate.result(before) for candidate in candidates]
+
+
+class _Reporter:
+    """Passes on a result as soon as it is final."""
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        before: DeviceFacts,
+        on_result: Callable[[ProbeResult], None],
+    ) -> None:
+        self._before = before
+        self._on_result = on_result
+        self._left = [candidate for candidate in candidates if candidate.failure is None]
+
+    def final(self, candidate: Candidate) -> None:
+        self._left.remove(candidate)
+        self._on_result(candidate.result(self._before))
+
+    def open(self) -> list[Candidate]:
+        """The candidates that have no final result yet."""
+        return list(self._left)
+
+
+def _measure(
+    channel: Channel,
+    bundle: Bundle,
+    candidates: Sequence[Candidate],
+    order: Sequence[Step],
+    setting: Setting,
+    report: _Reporter,
+    progress: Progress,
+) -> None:
+    steps = _agent_steps(bundle, candidates, order, setting)
+    job = job_id(steps, setting.gate)
+    artifacts = [candidates[step.candidate].artifact for step in order]
+    used = {artifact.runtime: setting.runtimes[artifact.runtime] for artifact in artifacts}
+    blobs = deploy.bundle_blobs(bundle, artifacts)
+    blobs += [blob for runtime in used.values() for blob in deploy.runtime_blobs(runtime)]
     with channel.locked(
         "probe",
         seconds=deploy.lock_seconds(blobs),
@@ -114,25 +146,36 @@ def probe(
         deploy.push(held, blobs, progress=progress)
         for runtime in used.values():
             deploy.place_runtime(held, runtime)
-        before = parse_facts(held.call("facts")["facts"])
         with progress.stage(f"probe on {channel.name}", len(steps)) as stage:
-            watch = _Watch(order, candidates, stage, lambda c: on_result(c.result(before)))
-            run_job(held, job, steps, setting.gate, watch.event)
-        for candidate in candidates:
-            if candidate.failure is None and not candidate.complete:
-                candidate.fail(_lost(candidate.what))
-                on_result(candidate.result(before))
-        replays = {s.candidate: i for i, s in enumerate(order) if s.round is None}
-        for number, candidate in enumerate(candidates):
-            if candidate.failure is None:
-                try:
-                    outputs = fetch(held, job, replays[number], candidate.artifact, bundle)
-                    candidate.replayed = golden.compare(bundle, candidate.artifact, outputs)
-                except (RunnerFailed, AgentRefused) as error:
-                    candidate.fail(error)
-                on_result(candidate.result(before))
+            run_job(held, job, steps, setting.gate, _Watch(order, candidates, stage, report).event)
+        replays = {id(candidates[s.candidate]): i for i, s in enumerate(order) if s.round is None}
+        for candidate in report.open():
+            try:
+                if not candidate.complete:
+                    raise _lost(candidate.what)
+                n = bundle.manifest.golden.n
+                outputs = fetch(held, job, replays[id(candidate)], candidate.artifact, n)
+                candidate.replayed = golden.compare(bundle, candidate.artifact, outputs)
+            except LinkLost:
+                raise
+            except DeviceError as error:
+                candidate.fail(error)
+            report.final(candidate)
         held.call("forget", job=job)
-    return [candidate.result(before) for candidate in candidates]
+
+
+def _agent_steps(
+    bundle: Bundle, candidates: Sequence[Candidate], order: Sequence[Step], setting: Setting
+) -> list[dict[str, Any]]:
+    """The schedule in the agent's terms; facts are gathered before a candidate's first process and
+    after its last."""
+    steps = []
+    last = {step.candidate: index for index, step in enumerate(order)}
+    for index, step in enumerate(order):
+        one = candidates[step.candidate]
+        steps.append(agent_step(bundle, one.artifact, one.request, step, setting))
+        steps[-1].update(first=step.round is None, last=index == last[step.candidate])
+    return steps
 
 
 class _Watch:
@@ -143,12 +186,12 @@ class _Watch:
         order: Sequence[Step],
         candidates: Sequence[Candidate],
         stage: Stage,
-        on_failure: Callable[[Candidate], None],
+        report: _Reporter,
     ) -> None:
         self._order = order
         self._candidates = candidates
         self._stage = stage
-        self._on_failure = on_failure
+        self._report = report
         self._left = [sum(s.candidate == i for s in order) for i in range(len(candidates))]
 
     def event(self, event: dict[str, Any]) -> None:
@@ -168,7 +211,7 @@ class _Watch:
         done = 1 + (self._left[number] if candidate.failure is not None else 0)
         self._stage.advance(done, candidate.what)
         if candidate.failure is not None:
-            self._on_failure(candidate)
+            self._report.final(candidate)
 
 
 def _lost(what: str) -> RunnerFailed:
@@ -205,69 +248,6 @@ def agent_step(
     }
 
 
-def job_id(steps: Sequence[Mapping[str, Any]], gate: Mapping[str, float]) -> str:
-    """The id of a job: the hash of what it does."""
-    text = json.dumps([list(steps), dict(gate)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def run_job(
-    held: Channel,
-    job: str,
-    steps: Sequence[Mapping[str, Any]],
-    gate: Mapping[str, float],
-    on_event: Callable[[dict[str, Any]], None],
-) -> None:
-    """Starts (or adopts) a job and passes on its events until it ends.
-
-    A lost connection is retried where it stopped. Any other exception, Ctrl-C included, cancels the
-    job on the device; a connection that stays lost does not, so that the job can be adopted.
-
-    Raises:
-        LinkLost: after LINK_RETRIES attempts.
-    """
-    try:
-        held.call("start", job=job, steps=list(steps), gate=dict(gate))
-        offset, lost = 0, 0
-
-        def line(event: dict[str, Any]) -> None:
-            nonlocal offset
-            reached, content = event.get("offset"), event.get("line")
-            if event.get("event") == "line" and isinstance(reached, int) and reached > offset:
-                offset = reached
-                if isinstance(content, dict):
-                    on_event(content)
-
-        while True:
-            try:
-                answer = held.call(
-                    "follow",
-                    job=job,
-                    offset=offset,
-                    wait_s=FOLLOW_S,
-                    timeout_s=FOLLOW_S + 60,
-                    on_event=line,
-                )
-            except LinkLost as error:
-                lost += 1
-                if lost > LINK_RETRIES:
-                    raise LinkLost(
-                        f"{error.message} The measurement goes on on {held.name}.",
-                        remedy="Run the same command again: it fetches what was measured.",
-                    ) from error
-                time.sleep(min(2.0**lost, 20.0) / 4)
-                continue
-            lost = 0
-            if answer["state"] != "running":
-                return
-    except LinkLost:
-        raise
-    except BaseException:
-        with contextlib.suppress(DeviceError):  # the reason for stopping is what the caller needs
-            held.call("cancel", job=job)
-        raise
-
-
 def replay(
     held: Channel, bundle: Bundle, artifact: Artifact, threads: int, setting: Setting
 ) -> golden.Replayed:
@@ -286,40 +266,18 @@ def replay(
         if event.get("event") == "step":
             ended.append(judge(runner_exit(event), what=what))
 
-    run_job(held, job, [step], {}, event)
-    if not ended:
-        raise _lost(what)
-    problem = golden.layout_problem(artifact, [(t.dtype, t.shape) for t in ended[0].outputs])
-    if problem:
-        raise RunnerFailed(f"{what}: {problem}.", kind="model")
-    replayed = golden.compare(bundle, artifact, fetch(held, job, 0, artifact, bundle))
-    held.call("forget", job=job)
-    return replayed
-
-
-def fetch(
-    held: Channel, job: str, index: int, artifact: Artifact, bundle: Bundle
-) -> list[np.ndarray[Any, Any]]:
-    """The raw outputs of a step, each (n, *shape); their sizes come from the bundle alone."""
-    import numpy as np
-
     n = bundle.manifest.golden.n
-    arrays: list[np.ndarray[Any, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
-        for number, output in enumerate(artifact.outputs):
-            local = Path(folder) / f"{number}.raw"
-            size = n * output.nbytes
-            held.transport.get(f"{held.root}/spool/{job}/{index}-{number}.raw", local, size)
-            if local.stat().st_size != size:
-                raise RunnerFailed(
-                    f"{artifact.id}: output {output.name} has {local.stat().st_size} bytes, "
-                    f"not {size}.",
-                    kind="exit",
-                )
-            little = np.dtype(output.dtype).newbyteorder("<")
-            # Mapped, not read: the file is gone after this block, its pages are not.
-            arrays.append(np.memmap(local, dtype=little, mode="r", shape=(n, *output.shape)))
-    return arrays
+    try:
+        run_job(held, job, [step], {}, event)
+        if not ended:
+            raise _lost(what)
+        found = [(tensor.dtype, tensor.shape) for tensor in ended[0].outputs]
+        if problem := golden.layout_problem(artifact, found):
+            raise RunnerFailed(f"{what}: {problem}.", kind="model")
+        return golden.compare(bundle, artifact, fetch(held, job, 0, artifact, n))
+    finally:
+        with contextlib.suppress(DeviceError):
+            held.call("forget", job=job)
 
 
 def _artifact(bundle: Bundle, request: ProbeRequest) -> Artifact:

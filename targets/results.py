@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgekit.errors import DeviceError, RunnerFailed
+from edgekit.errors import EdgekitError, RunnerFailed
 from edgekit.targets import golden
 from edgekit.targets.facts import parse_facts
 from edgekit.targets.runner import RunnerExit, RunnerReport, judge
 from edgekit.types import Artifact, CandidateFailure, DeviceFacts, ProbeRequest, ProbeResult
 
 
-@dataclass
+@dataclass(eq=False)
 class Candidate:
     """One artifact at one thread count while it is being measured."""
 
@@ -59,13 +59,13 @@ class Candidate:
         if not replay:
             self._reports.append(report)
 
-    def fail(self, error: DeviceError) -> None:
+    def fail(self, error: EdgekitError) -> None:
         """Records why this candidate is out; the others go on."""
         self.failure = CandidateFailure(
             candidate=self.artifact.id,
             runtime=self.artifact.runtime,
             stage="probe",
-            kind=error.kind if isinstance(error, RunnerFailed) else "device",
+            kind=error.kind if isinstance(error, RunnerFailed) else "runtime",
             message=error.message,
             remedy=error.remedy,
             log_tail=error.log_tail if isinstance(error, RunnerFailed) else (),

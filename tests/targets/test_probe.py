@@ -21,6 +21,7 @@ import pytest
 from edgekit import codec
 from edgekit.bundle import Bundle
 from edgekit.errors import LinkLost, UsageError
+from edgekit.targets import job as jobs
 from edgekit.targets import probe as probing
 from edgekit.targets import runtimes
 from edgekit.targets.base import Completed
@@ -176,6 +177,22 @@ def test_outputs_that_are_wrong_are_seen(
     assert all(5.5 < check.sqnr_db_float < 6.5 for check in result.golden)
 
 
+def test_a_runtime_that_cannot_be_had_fails_its_candidates_only(
+    bundle: Bundle, device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    requests = [request_for(bundle, "executorch"), request_for(bundle, "tflite")]
+    report = device.push(bundle, [request.artifact_id for request in requests])
+    # One artifact, two golden inputs, a runner and its core.
+    assert report.sent_blobs == 5
+    failed, fine = device.probe(bundle, requests)
+    assert fine.status == "ok" and failed.status == "failed" and failed.error is not None
+    assert failed.error.kind == "runtime" and failed.error.remedy == "apt-get install g++"
+    (only,) = device.probe(bundle, requests[:1])
+    assert only.status == "failed" and only.facts_before.arch == os.uname().machine
+
+
 def test_another_version_of_a_file_is_refused(device: Device, bundle: Bundle) -> None:
     request = dataclasses.replace(request_for(bundle, "onnx"), artifact_sha256="0" * 64)
     with pytest.raises(UsageError, match="another version"):
@@ -223,7 +240,7 @@ def test_a_lost_link_costs_no_measurement(device: Device, bundle: Bundle) -> Non
 def test_a_link_that_stays_lost_leaves_a_job_that_the_next_call_adopts(
     device: Device, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(probing, "LINK_RETRIES", 0)
+    monkeypatch.setattr(jobs, "LINK_RETRIES", 0)
     requests = [request_for(bundle, "tflite", processes=3)]
     _flaky(device, 1)
     with pytest.raises(LinkLost, match="goes on") as caught:

@@ -1,0 +1,113 @@
+"""Jobs on a device: start or adopt one, follow it across lost connections, fetch what it left.
+
+A job is a list of runner processes that the agent's worker runs one after the other. Its id is the
+hash of its content, so asking for the same job again finds the one that is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit.errors import DeviceError, LinkLost, RunnerFailed
+from edgekit.targets.channel import Channel
+from edgekit.types import Artifact
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FOLLOW_S = 60.0
+LINK_RETRIES = 5
+
+
+def job_id(steps: Sequence[Mapping[str, Any]], gate: Mapping[str, float]) -> str:
+    """The id of a job: the hash of what it does."""
+    text = json.dumps([list(steps), dict(gate)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def run_job(
+    held: Channel,
+    job: str,
+    steps: Sequence[Mapping[str, Any]],
+    gate: Mapping[str, float],
+    on_event: Callable[[dict[str, Any]], None],
+) -> None:
+    """Starts (or adopts) a job and passes on its events until it ends.
+
+    A lost connection is retried where it stopped. Any other exception, Ctrl-C included, cancels the
+    job on the device; a connection that stays lost does not, so that the job can be adopted.
+
+    Raises:
+        LinkLost: after LINK_RETRIES attempts.
+    """
+    try:
+        held.call("start", job=job, steps=list(steps), gate=dict(gate))
+        offset, lost = 0, 0
+
+        def line(event: dict[str, Any]) -> None:
+            nonlocal offset
+            reached, content = event.get("offset"), event.get("line")
+            if event.get("event") == "line" and isinstance(reached, int) and reached > offset:
+                offset = reached
+                if isinstance(content, dict):
+                    on_event(content)
+
+        while True:
+            try:
+                answer = held.call(
+                    "follow",
+                    job=job,
+                    offset=offset,
+                    wait_s=FOLLOW_S,
+                    timeout_s=FOLLOW_S + 60,
+                    on_event=line,
+                )
+            except LinkLost as error:
+                lost += 1
+                if lost > LINK_RETRIES:
+                    raise LinkLost(
+                        f"{error.message} The measurement goes on on {held.name}.",
+                        remedy="Run the same command again: it fetches what was measured.",
+                    ) from error
+                time.sleep(min(2.0**lost, 20.0) / 4)
+                continue
+            lost = 0
+            if answer["state"] != "running":
+                return
+    except LinkLost:
+        raise
+    except BaseException:
+        with contextlib.suppress(DeviceError):  # the reason for stopping is what the caller needs
+            held.call("cancel", job=job)
+        raise
+
+
+def fetch(
+    held: Channel, job: str, index: int, artifact: Artifact, n: int
+) -> list[np.ndarray[Any, Any]]:
+    """The raw outputs of a step, each (n, *shape); what the device says decides no size."""
+    import numpy as np
+
+    arrays: list[np.ndarray[Any, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        for number, output in enumerate(artifact.outputs):
+            local = Path(folder) / f"{number}.raw"
+            size = n * output.nbytes
+            held.transport.get(f"{held.root}/spool/{job}/{index}-{number}.raw", local, size)
+            if local.stat().st_size != size:
+                raise RunnerFailed(
+                    f"{artifact.id}: output {output.name} has {local.stat().st_size} bytes, "
+                    f"not {size}.",
+                    kind="exit",
+                )
+            little = np.dtype(output.dtype).newbyteorder("<")
+            # Mapped, not read: the file is gone after this block, its pages are not.
+            arrays.append(np.memmap(local, dtype=little, mode="r", shape=(n, *output.shape)))
+    return arrays
