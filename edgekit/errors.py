@@ -1,21 +1,21 @@
 """The exceptions of edgekit. Each class carries an exit code; each instance a cause and a remedy.
 
-    EdgekitError                      1   a bug or something nobody foresaw
-    ├── UsageError                    2   a wrong argument or option
-    │   ├── ConfigError               2   edgekit.toml; names the key and the line
-    │   ├── DataError                 2   calibration or evaluation data that cannot be used
-    │   ├── SourceError               2   the model cannot be loaded
-    │   └── MissingExtra              2   a framework is not installed; names the pip extra
-    ├── BundleError                   2   a bundle or manifest that is damaged, hostile or too new
-    ├── ExportFailed                  8   one candidate could not be made (aborts only with --strict)
-    │   └── WorkerCrashed             8   its process died: signal, out of memory, time limit
-    ├── NothingEligible               3   no candidate keeps the accuracy budget
-    ├── DeviceError                   4   device unreachable or unfit
-    │   ├── LinkLost                  4   the connection broke
-    │   └── RunnerFailed              4   a runner on the device failed; says how
-    ├── RegressionFound               5   found by `gate`
-    ├── MeasurementInvalid            6   throttled or too noisy
-    └── DeployRolledBack              7   the health check failed; the old release stays active
+EdgekitError                      1   a bug or something nobody foresaw
+├── UsageError                    2   a wrong argument or option
+│   ├── ConfigError               2   edgekit.toml; names the key and the line
+│   ├── DataError                 2   calibration or evaluation data that cannot be used
+│   ├── SourceError               2   the model cannot be loaded
+│   └── MissingExtra              2   a framework is not installed; names the pip extra
+├── BundleError                   2   a bundle or manifest that is damaged, hostile or too new
+├── ExportFailed                  8   one candidate could not be made (aborts only with --strict)
+│   └── WorkerCrashed             8   its process died: signal, out of memory, time limit
+├── NothingEligible               3   no candidate keeps the accuracy budget
+├── DeviceError                   4   device unreachable or unfit
+│   ├── LinkLost                  4   the connection broke
+│   └── RunnerFailed              4   a runner on the device failed; says how
+├── RegressionFound               5   found by `gate`
+├── MeasurementInvalid            6   throttled or too noisy
+└── DeployRolledBack              7   the health check failed; the old release stays active
 """
 
 from __future__ import annotations
@@ -64,9 +64,7 @@ class MissingExtra(UsageError):
     """
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(
-            f"{package} is not installed.", remedy=f"pip install 'edgekit[{extra}]'"
-        )
+        super().__init__(f"{package} is not installed.", remedy=f"pip install 'edgekit[{extra}]'")
         self.package = package
         self.extra = extra
 

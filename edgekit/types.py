@@ -1,4 +1,4 @@
-"""The data that the parts of edgekit exchange: frozen dataclasses, units in the names, no logic.
+"""The data that the parts of edgekit exchange: frozen dataclasses, units in their names.
 
 Everything here can be written as JSON and read back (see :mod:`edgekit.codec`).
 """
@@ -13,6 +13,7 @@ from typing import Literal
 Precision = Literal["fp32", "int8"]
 Metric = Literal["top1", "agreement", "cosine"]
 
+#: Element sizes of the dtypes that tensors may have.
 BYTES_PER_ELEMENT: Mapping[str, int] = {
     "float32": 4,
     "float16": 2,
@@ -126,7 +127,7 @@ class Inspection:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """One file that a runtime can load. ``path`` is relative to the bundle, with forward slashes."""
+    """One file that a runtime can load. ``path`` is relative to the bundle, with ``/``."""
 
     id: str
     runtime: str
@@ -144,7 +145,7 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class RawTensor:
-    """A raw little-endian, C-contiguous tensor file in a bundle; ``shape[0]`` counts the samples."""
+    """A raw little-endian, C-contiguous tensor file of a bundle; ``shape[0]`` counts samples."""
 
     name: str
     path: str
@@ -155,11 +156,10 @@ class RawTensor:
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """Golden vectors: real inputs, what the float model gave, and what each artifact gave on the host.
+    """Golden vectors: real inputs, and what the float model and each artifact gave on the host.
 
-    The samples are the first ``n`` of the evaluation set ``set_id``. Tensors stack the samples along
-    a new first axis: shape (n, *shape of the model's tensor with batch 1). ``labels`` is an int64
-    tensor of shape (n,) or None.
+    The samples are the first ``n`` of the evaluation set ``set_id``. Tensors stack them along a new
+    first axis: (n, *shape of the model's tensor with batch 1). ``labels``: int64, (n,), or None.
     """
 
     n: int
@@ -195,7 +195,7 @@ class EvalResult:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Results on one set. Role ``choose`` feeds decisions; ``report`` is looked at once, at the end."""
+    """Results on one set. Role ``choose`` feeds decisions; ``report`` is looked at at the end."""
 
     role: Literal["choose", "report"]
     set_id: str
@@ -365,7 +365,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One artifact at one thread count, judged. ``reason`` says why it is not eligible or not chosen."""
+    """One artifact at one thread count, judged; ``reason`` says why it was not chosen."""
 
     artifact_id: str
     runtime: str
@@ -383,7 +383,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The verdict. ``chosen`` and ``tie_set`` index into ``candidates``; ``rule`` says it in words."""
+    """The verdict. ``chosen`` and ``tie_set`` index ``candidates``; ``rule`` says it in words."""
 
     chosen: int | None
     tie_set: tuple[int, ...]
@@ -395,7 +395,7 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """What is active on a device for one model. ``previous`` is the release that rollback returns to."""
+    """What is active on a device for one model; rollback returns to release ``previous``."""
 
     model: str
     release: str

@@ -26,8 +26,9 @@ BESIDE = {
 }
 LINKS = {"edgekit/quantize": "../quantize", "edgekit/targets": "../targets"}
 MAX_LINES = 400
-# Each goes to a device, or to its compiler, as one file without anything beside it.
-LONGER = {"targets/agent/agent.py", "targets/agent/executorch_runner.cpp"}
+# The first is the contract of all parts, in one place by design; the others go to a device, or to
+# its compiler, as one file without anything beside it.
+LONGER = {"edgekit/types.py", "targets/agent/agent.py", "targets/agent/executorch_runner.cpp"}
 PACKAGES = {"edgekit": "edgekit", "quantize": "edgekit.quantize", "targets": "edgekit.targets"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import codec
@@ -50,12 +51,26 @@ def draw_deploy(console: Console, outcome: DeployOutcome) -> None:
         )
     how = "measured before, nothing changed" if outcome.reused else f"in {outcome.seconds:.0f} s"
     console.print(f"Run: {outcome.record.path} ({how})", markup=False, soft_wrap=True)
+    console.print(f"Report: {_report(outcome)}", markup=False, soft_wrap=True)
+
+
+def _report(outcome: DeployOutcome) -> Path:
+    """The run's page, written unless it is there and nothing was measured or chosen anew."""
+    from edgekit.report.html import write_html
+    from edgekit.results import REPORT, SELECTION
+
+    path = outcome.record.path / REPORT
+    chosen = outcome.record.path / SELECTION
+    if path.exists() and path.stat().st_mtime >= chosen.stat().st_mtime:
+        return path
+    return write_html(outcome.record)
 
 
 def deploy_document(outcome: DeployOutcome) -> dict[str, Any]:
     """One deploy for ``--json``."""
     return {
         **run_document(outcome.record),
+        "report": str(_report(outcome)),
         "activation": codec.to_jsonable(outcome.activation) if outcome.activation else None,
         "pushed": codec.to_jsonable(outcome.pushed) if outcome.pushed else None,
         "reused": outcome.reused,

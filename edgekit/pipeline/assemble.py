@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -84,7 +84,7 @@ def assemble(
         golden = _golden(project, loaded, sets["choose"], reference, found, made, folder)
         files |= {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.raw")}
         current = _current(project.quantize.bundle)
-        wanted = (model, tuple(artifacts), golden, evals, tuple(failures))
+        wanted = (model, tuple(artifacts), golden, evals, _without_logs(failures))
         if current is not None and _content(current) == codec.to_json(wanted):
             return current, True
         bundle = write_bundle(
@@ -110,10 +110,13 @@ def _current(path: Path) -> Bundle | None:
 
 def _content(bundle: Bundle) -> str:
     manifest = bundle.manifest
-    failures = bundle.recipe_log.failures
-    return codec.to_json(
-        (manifest.model, manifest.artifacts, manifest.golden, manifest.evals, failures)
-    )
+    parts = (manifest.model, manifest.artifacts, manifest.golden, manifest.evals)
+    return codec.to_json((*parts, _without_logs(bundle.recipe_log.failures)))
+
+
+def _without_logs(failures: Iterable[CandidateFailure]) -> tuple[CandidateFailure, ...]:
+    """The same crash again is no new content, though its log holds other addresses."""
+    return tuple(replace(failure, log_tail=()) for failure in failures)
 
 
 def _artifact(made: Made, loaded: LoadResult, calibration: str) -> Artifact:

@@ -5,8 +5,8 @@ Strings from a manifest or a device are passed on as they are; who draws them es
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal
 
@@ -27,6 +27,8 @@ from edgekit.units import milliseconds, number
 Status = Literal["chosen", "tied", "eligible", "rejected"]
 
 NOTHING = "–"
+#: In per cent; a wider interval says only that nothing is known.
+MAX_SPREAD = 999
 LEGACY_NOTE = (
     "torchscript (legacy): deprecated upstream in favour of torch.export, kept as people ship it."
 )
@@ -97,15 +99,28 @@ def candidate_rows(
     """One row per candidate, in the selection's order."""
     results = newest(probes)
     artifacts = {a.id: a for a in manifest.artifacts}
+    kinds = {
+        c.artifact_id: kind_of(c, artifacts.get(c.artifact_id), manifest)
+        for c in selection.candidates
+    }
+    # Beside a table's own columns, a whole artifact id is more than a reason needs.
+    names = {c.artifact_id: f"{c.runtime} {kinds[c.artifact_id]}" for c in selection.candidates}
     return tuple(
         _candidate_row(
-            candidate,
+            replace(candidate, reason=_shortened(candidate.reason, names)),
             status_of(selection, i),
-            kind_of(candidate, artifacts.get(candidate.artifact_id), manifest),
+            kinds[candidate.artifact_id],
             results.get((candidate.artifact_id, candidate.threads)),
         )
         for i, candidate in enumerate(selection.candidates)
     )
+
+
+def _shortened(reason: str, names: Mapping[str, str]) -> str:
+    # Longest first: one id may begin with another.
+    for artifact_id in sorted(names, key=len, reverse=True):
+        reason = reason.replace(artifact_id, names[artifact_id])
+    return reason
 
 
 def newest(probes: Sequence[ProbeResult]) -> dict[tuple[str, int], ProbeResult]:
@@ -161,7 +176,8 @@ def spread(interval: Interval) -> str:
     """Half the interval in per cent of the value: ``±0.6 %``."""
     if interval.value <= 0:
         return ""
-    return f"±{(interval.high - interval.low) / 2 / interval.value * 100:.1f} %"
+    percent = (interval.high - interval.low) / 2 / interval.value * 100
+    return f"±{percent:.1f} %" if percent < MAX_SPREAD else f"> ±{MAX_SPREAD} %"
 
 
 def _range(interval: Interval) -> str:
