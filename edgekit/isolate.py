@@ -26,6 +26,10 @@ _POLL_S = 0.02
 _MEMORY_POLL_S = 0.25
 _LOG_TAIL_LINES = 12
 _LOG_TAIL_BYTES = 16_384
+#: In the environment of a worker and all that it starts.
+_MARK = "EDGEKIT_JOB"
+#: What is found may be about to start one more process.
+_KILL_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,10 @@ def run_many(
                     if len(running) >= max_workers:
                         break
                     waiting.remove(job)
-                    running.append(_Worker(job, Path(folder)))
+                    worker = _Worker(job, Path(folder))
+                    # In the list before it starts: whatever interrupts us, it will be killed.
+                    running.append(worker)
+                    worker.start()
                 finished = [worker for worker in running if worker.poll()]
                 for outcome in [worker.outcome() for worker in finished]:
                     done[outcome.job.name] = outcome
@@ -135,10 +142,15 @@ class _Worker:
     def __init__(self, job: Job, folder: Path) -> None:
         self.job = job
         self._result = folder / f"{len(list(folder.iterdir()))}-{os.urandom(4).hex()}.json"
+        self._mark = os.urandom(12).hex()
+        self._process: subprocess.Popen[bytes] | None = None
         self._started = time.monotonic()
         self._next_memory_check = self._started
         self._peak_rss = 0
         self._stopped_for = ""
+
+    def start(self) -> None:
+        job = self.job
         request = {
             "entry": job.entry,
             "payload": job.payload,
@@ -153,7 +165,7 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **job.env},
+                env={**os.environ, **job.env, _MARK: self._mark},
                 # A group of its own: the terminal's Ctrl-C reaches us first, and one kill ends
                 # the converter together with the compilers it may have started.
                 start_new_session=True,
@@ -165,9 +177,10 @@ class _Worker:
 
     def poll(self) -> bool:
         """Look after the process; True once it has ended."""
+        assert self._process is not None
         if self._process.poll() is not None:
             # Its children, if any, must not outlive it.
-            _kill_group(self._process.pid)
+            self.kill()
             return True
         now = time.monotonic()
         if now - self._started > self.job.timeout_s:
@@ -181,8 +194,12 @@ class _Worker:
         return self._process.poll() is not None
 
     def kill(self) -> None:
-        _kill_group(self._process.pid)
-        self._process.wait()
+        """End the process and everything that it started."""
+        if self._process is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        _kill_marked(self._mark)
 
     def _stop(self, reason: str) -> None:
         self._stopped_for = reason
@@ -223,6 +240,7 @@ class _Worker:
         return errors.WorkerCrashed(message, kind=kind, log_tail=log_tail(self.job.log))
 
     def _crash(self) -> errors.WorkerCrashed:
+        assert self._process is not None
         name, job, tail = self.job.name, self.job, log_tail(self.job.log)
         if self._stopped_for == "timeout":
             return errors.WorkerCrashed(
@@ -233,8 +251,7 @@ class _Worker:
             )
         if self._stopped_for == "memory":
             return errors.WorkerCrashed(
-                f"{name} was stopped above its limit of {job.memory_bytes / 1e6:.0f} MB "
-                f"({self._peak_rss / 1e6:.0f} MB in use).",
+                f"{name} was stopped above its limit of {job.memory_bytes / 1e6:.0f} MB.",
                 kind="memory",
                 log_tail=tail,
                 remedy="Raise quantize.memory_mb, or leave this runtime out.",
@@ -283,6 +300,19 @@ def _tree_rss_bytes(pid: int) -> int:
     return total
 
 
-def _kill_group(pid: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+def _kill_marked(mark: str) -> None:
+    """Kill what a worker has left in other process groups, such as the runner that it measures.
+
+    Looking for children would not do: when their parent is dead, they are somebody else's.
+    """
+    import psutil
+
+    for _ in range(_KILL_ROUNDS):
+        found = False
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                if process.environ().get(_MARK) == mark:
+                    process.kill()
+                    found = True
+        if not found:
+            return
