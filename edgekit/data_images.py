@@ -23,6 +23,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 LABELS_FILE = "labels.csv"
 _PREPROCESS_REMEDY = "Describe it under [preprocess] in edgekit.toml."
+_LABELS_REMEDY = f"The lines of {LABELS_FILE}: file,label first, then one for each image."
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +94,9 @@ def _from_labels_file(folder: Path) -> tuple[list[ImageFile], tuple[str, ...]]:
     try:
         labels = _labels(path)
     except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise DataError(f"{path}: cannot be read: {e}.") from e
+        raise DataError(f"{path}: cannot be read: {e}.", remedy=_LABELS_REMEDY) from e
     if unlabelled := sorted(set(_image_names(folder)) - set(labels)):
-        raise DataError(f"{path}: {unlabelled[0]} has no label.")
+        raise DataError(f"{path}: {unlabelled[0]} has no label.", remedy=_LABELS_REMEDY)
     index, classes = _indices(set(labels.values()), path)
     return [ImageFile(folder / n, n, index[label]) for n, label in labels.items()], classes
 
@@ -106,15 +107,22 @@ def _labels(path: Path) -> dict[str, str]:
     with path.open(encoding="utf-8-sig", newline="") as f:
         reader = csv.DictReader(f)
         if reader.fieldnames is None or not {"file", "label"} <= set(reader.fieldnames):
-            raise DataError(f"{path}: the first line is not file,label.")
+            raise DataError(f"{path}: the first line is not file,label.", remedy=_LABELS_REMEDY)
         for row in reader:
             name, label = row["file"], row["label"]
             if not name or not label:
-                raise DataError(f"{path}, line {reader.line_num}: a file or label is missing.")
+                raise DataError(
+                    f"{path}, line {reader.line_num}: a file or label is missing.",
+                    remedy=_LABELS_REMEDY,
+                )
             if name in labels:
-                raise DataError(f"{path}, line {reader.line_num}: {name} occurs twice.")
+                raise DataError(
+                    f"{path}, line {reader.line_num}: {name} occurs twice.", remedy=_LABELS_REMEDY
+                )
             if not (path.parent / name).is_file():
-                raise DataError(f"{path}, line {reader.line_num}: there is no {name}.")
+                raise DataError(
+                    f"{path}, line {reader.line_num}: there is no {name}.", remedy=_LABELS_REMEDY
+                )
             labels[name] = label
     return labels
 
@@ -128,7 +136,8 @@ def _from_folders(folder: Path) -> tuple[list[ImageFile], tuple[str, ...]]:
     if loose and inside:
         raise DataError(
             f"{folder}: has images both beside and inside sub-folders ({sorted(loose)[0]},"
-            f" {min(inside)}/), so that it is unclear whether the sub-folders are classes."
+            f" {min(inside)}/), so that it is unclear whether the sub-folders are classes.",
+            remedy="Put every image into a sub-folder of its class, or none.",
         )
     if loose:
         return [ImageFile(folder / name, name, None) for name in loose], ()
@@ -173,4 +182,6 @@ def _decoded(path: Path) -> Image.Image:
         with Image.open(path) as image:
             return image.copy()
     except Exception as e:  # Pillow's plugins raise whatever a damaged file makes them stumble on
-        raise DataError(f"{path}: cannot be decoded as an image: {e}.") from e
+        raise DataError(
+            f"{path}: cannot be decoded as an image: {e}.", remedy="Replace it, or leave it out."
+        ) from e

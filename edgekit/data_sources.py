@@ -38,6 +38,7 @@ _UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
+_ALONE = "Call the function in a Python session of your own to see where."
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,10 @@ def read_npz(path: Path, inputs: Sequence[TensorSpec]) -> Generator[Sample, None
                 label = None if labels is None else _label(arrays.pop(), name)
                 yield Sample(name, tuple(arrays), label)
     except _UNREADABLE as e:
-        raise DataError(f"{path}: not a readable .npz file: {e}.") from e
+        raise DataError(
+            f"{path}: not a readable .npz file: {e}.",
+            remedy="Write it with numpy.savez(path, input=samples), samples along the first axis.",
+        ) from e
 
 
 def call_factory(
@@ -92,14 +96,16 @@ def call_factory(
         try:
             items = iter(factory())
         except Exception as e:
-            raise DataError(f"{where} raised {type(e).__name__}: {e}.") from e
+            raise DataError(f"{where} raised {type(e).__name__}: {e}.", remedy=_ALONE) from e
         for i in itertools.count():
             try:
                 item = next(items)
             except StopIteration:
                 return
             except Exception as e:
-                raise DataError(f"{where} raised {type(e).__name__} at sample {i}: {e}.") from e
+                raise DataError(
+                    f"{where} raised {type(e).__name__} at sample {i}: {e}.", remedy=_ALONE
+                ) from e
             yield _as_sample(item, inputs, f"{where}[{i}]")
 
 
@@ -114,7 +120,10 @@ def _rows(
     else:
         shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
     if dtype.hasobject or not shape:
-        raise DataError(f"{path}: {name} has dtype {dtype} and shape {shape}; it needs samples.")
+        raise DataError(
+            f"{path}: {name} has dtype {dtype} and shape {shape}; it needs samples.",
+            remedy="Stack numbers, one sample after the other, along a first axis.",
+        )
     if fortran:  # the samples lie scattered, so that there is nothing to stream
         with np.load(path, allow_pickle=False) as arrays:
             return shape[0], iter(arrays[name])
@@ -132,7 +141,10 @@ def _stream(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> It
 def _together(readers: Sequence[tuple[int, Iterator[Array]]], path: Path) -> Iterator[list[Array]]:
     lengths = [n for n, _ in readers]
     if len(set(lengths)) != 1:
-        raise DataError(f"{path}: the arrays have different lengths: {lengths}.")
+        raise DataError(
+            f"{path}: the arrays have different lengths: {lengths}.",
+            remedy="Give each array one row per sample.",
+        )
     for rows in zip(*(rows for _, rows in readers), strict=True):
         yield list(rows)
 
@@ -154,17 +166,19 @@ def _function(path: Path, function: str) -> Callable[[], Iterable[Any]]:
     name = f"_edgekit_user_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise DataError(f"{path}: not a Python file.")
+        raise DataError(f"{path}: not a Python file.", remedy="Give file.py:function.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as e:
         del sys.modules[name]
-        raise DataError(f"{path}: importing it raised {type(e).__name__}: {e}.") from e
+        raise DataError(
+            f"{path}: importing it raised {type(e).__name__}: {e}.", remedy=_ALONE
+        ) from e
     found: Callable[[], Iterable[Any]] | None = getattr(module, function, None)
     if not callable(found):
-        raise DataError(f"{path}: has no function {function}.")
+        raise DataError(f"{path}: has no function {function}.", remedy="Give file.py:function.")
     return found
 
 
@@ -177,7 +191,8 @@ def _as_sample(item: Any, inputs: Sequence[TensorSpec], name: str) -> Sample:
         if set(item) != {spec.name for spec in inputs}:
             raise DataError(
                 f"{name}: has the entries {sorted(map(str, item))}, but the inputs are"
-                f" {[spec.name for spec in inputs]}."
+                f" {[spec.name for spec in inputs]}.",
+                remedy="Name the entries as the inputs of the model.",
             )
         parts = [item[spec.name] for spec in inputs]
     elif isinstance(item, (tuple, list)):
@@ -197,11 +212,17 @@ def _as_array(value: Any, name: str) -> Array:
             value = value.detach()
         return np.asarray(value)
     except Exception as e:
-        raise DataError(f"{name}: {type(value).__name__} is not an array: {e}.") from e
+        raise DataError(
+            f"{name}: {type(value).__name__} is not an array: {e}.",
+            remedy="Give numpy arrays or torch tensors.",
+        ) from e
 
 
 def _label(value: Any, name: str) -> int:
     array = _as_array(value, name)
     if array.ndim != 0 or array.dtype.kind not in "iu" or not 0 <= int(array) < 2**53:
-        raise DataError(f"{name}: {value!r:.80} is not a class index.")
+        raise DataError(
+            f"{name}: {value!r:.80} is not a class index.",
+            remedy="Give whole numbers from 0 on, as the model's outputs are ordered.",
+        )
     return int(array)

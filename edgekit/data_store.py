@@ -83,7 +83,9 @@ def open_samples(path: Path) -> SampleSet:
             _Index, index_file.read_bytes(), where=str(index_file), error=DataError
         )
     except OSError as e:
-        raise DataError(f"{index_file}: cannot be read: {e.strerror}.") from e
+        raise DataError(
+            f"{index_file}: cannot be read: {e.strerror}.", remedy="Remove the cache folder."
+        ) from e
     n, arrays = len(index.sample_hashes), []
     for i, spec in enumerate(index.specs):
         file = path / f"input{i}.raw"
@@ -137,11 +139,16 @@ def store(
             if sample.label is not None:
                 labels.append(sample.label)
             if len(labels) not in (0, len(names)):
-                raise DataError(f"{sample.name}: some samples have labels and some have none.")
+                raise DataError(
+                    f"{sample.name}: some samples have labels and some have none.",
+                    remedy="Give every sample a label, or none.",
+                )
             if advance is not None:
                 advance()
         if not names:
-            raise DataError(f"{source}: has no samples.")
+            raise DataError(
+                f"{source}: has no samples.", remedy="Give real ones; a few dozen are enough."
+            )
         index = _Index(
             source=source,
             id=hashlib.sha256(codec.to_json([preprocess, hashes, labels]).encode()).hexdigest(),
@@ -159,7 +166,8 @@ def _checked(sample: Sample, inputs: Sequence[TensorSpec]) -> list[Array]:
     if len(sample.arrays) != len(inputs):
         raise DataError(
             f"{sample.name}: has {len(sample.arrays)} arrays, but the model has {len(inputs)}"
-            " inputs."
+            " inputs.",
+            remedy="Give one array per input of the model, in their order.",
         )
     arrays = [
         _converted(array, spec, sample.name)
@@ -167,18 +175,25 @@ def _checked(sample: Sample, inputs: Sequence[TensorSpec]) -> list[Array]:
     ]
     real = [array for array in arrays if array.dtype.kind == "f"]
     if any(not np.isfinite(array).all() for array in real):
-        raise DataError(f"{sample.name}: contains NaN or infinity.")
+        raise DataError(
+            f"{sample.name}: contains NaN or infinity.",
+            remedy="Leave this sample out, or mend what makes it.",
+        )
     # Integers are left out: a mask of ones or a constant token is ordinary.
     wide = [array for array in real if array.size > 1]
     if wide and all(array.min() == array.max() for array in wide):
-        raise DataError(f"{sample.name}: all values are the same ({wide[0].flat[0]}).")
+        raise DataError(
+            f"{sample.name}: all values are the same ({wide[0].flat[0]}).",
+            remedy="Leave this sample out: no real input looks like that.",
+        )
     return arrays
 
 
 def _converted(array: Array, spec: TensorSpec, name: str) -> Array:
     if array.shape not in (spec.shape, spec.shape[1:]):
         raise DataError(
-            f"{name}: has shape {array.shape}, but the input {spec.name!r} is {spec.shape}."
+            f"{name}: has shape {array.shape}, but the input {spec.name!r} is {spec.shape}.",
+            remedy="Resize or transpose it; the batch dimension may be left out.",
         )
     dtype = np.dtype(spec.dtype)
     kinds = {"f": "f", "i": "iu", "u": "iu", "b": "b"}
@@ -190,7 +205,10 @@ def _converted(array: Array, spec: TensorSpec, name: str) -> Array:
     if dtype.kind in "iu" and array.size:
         limits = np.iinfo(dtype)
         if int(array.min()) < limits.min or int(array.max()) > limits.max:
-            raise DataError(f"{name}: has values beyond {spec.dtype}.")
+            raise DataError(
+                f"{name}: has values beyond {spec.dtype}.",
+                remedy="Give what the model is fed in use: the right indices, the right type.",
+            )
     with np.errstate(over="ignore"):  # the check for infinity follows
         return np.ascontiguousarray(array.reshape(spec.shape), dtype.newbyteorder("<"))
 
