@@ -276,8 +276,9 @@ def _active(device: Device, bundle: Bundle, artifact_id: str, threads: int) -> A
 
 
 def all_failures(outcome: RunOutcome) -> tuple[CandidateFailure, ...]:
-    """Every failed candidate of a run, once."""
-    found = [*outcome.quantized.failures]
-    for one in outcome.deploys:
-        found.extend(one.record.failures)
-    return tuple(dict.fromkeys(found))
+    """Every failed candidate of a run, once: an earlier log of the same crash adds nothing."""
+    found: dict[CandidateFailure, CandidateFailure] = {}
+    recorded = (failure for one in outcome.deploys for failure in one.record.failures)
+    for failure in (*outcome.quantized.failures, *recorded):
+        found.setdefault(replace(failure, log_tail=()), failure)
+    return tuple(found.values())
