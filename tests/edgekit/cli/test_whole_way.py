@@ -146,7 +146,10 @@ def test_the_text_names_the_failure_and_the_choice(first: tuple[Path, Done]) -> 
     assert shown.code == 0
     assert "tiny-crasher-fp32" in shown.out and "SIGSEGV" in shown.out
     assert "Active on here: tiny-onnx-" in shown.out
-    assert all(len(line) <= 100 and line == line.rstrip() for line in shown.out.splitlines()[:-1])
+    *lines, run, report = shown.out.splitlines()
+    assert all(len(line) <= 100 and line == line.rstrip() for line in lines)
+    assert run.startswith("Run: ")
+    assert Path(report.removeprefix("Report: ")).is_file()
 
 
 def test_another_bundle_can_be_rolled_back(first: tuple[Path, Done]) -> None:
