@@ -195,16 +195,21 @@ def _measure(
     progress: Progress,
 ) -> RunRecord:
     manifest_json = bundle.file("manifest.json").read_bytes()
-    folder = RunDir.create(config.runs, bundle.manifest.model.name, target.name, manifest_json)
     failures = list(bundle.recipe_log.failures)
+    folder: RunDir | None = None
 
     def keep(result: ProbeResult) -> None:
+        nonlocal folder
+        if folder is None:  # not earlier: what is interrupted before its first result is no run
+            model = bundle.manifest.model.name
+            folder = RunDir.create(config.runs, model, target.name, manifest_json)
         folder.append_probe(result)
         if result.error is not None:
             failures.append(result.error)
             progress.log(f"{result.error.candidate} failed: {result.error.message}")
 
     device.probe(bundle, requests, seed=config.probe.seed, on_result=keep, progress=progress)
+    assert folder is not None, "every request gives a result"
     folder.write_failures(failures)
     record = results.load(folder.path)
     selection = _select(record, config)

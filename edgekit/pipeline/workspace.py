@@ -41,9 +41,11 @@ class Workspace:
 
     def clean(self, in_use: Iterable[Path]) -> None:
         """Remove what crashed writers left, and old steps above :data:`KEEP_BYTES`."""
+        for folder in (self.path, self.samples):
+            if folder.is_dir():
+                remove_stale_staging(folder)
         if not self.path.is_dir():
             return
-        remove_stale_staging(self.path)
         used = set(in_use)
         total = sum(_size(step) for step in used)
         others = sorted(set(self.path.iterdir()) - used, key=_last_use, reverse=True)
