@@ -128,12 +128,14 @@ class Planner:
                 }
             for runtime in self._project.quantize.runtimes:
                 export = step("export", *parts, runtime)
+                name = f"{self._project.model.name}-{runtime}-{recipe.name}"
                 candidate = Candidate(
-                    id=f"{self._project.model.name}-{runtime}-{recipe.name}",
+                    id=name,
                     runtime=runtime,
                     recipe=recipe,
                     export=export,
-                    evaluate=step("evaluate", export.name, *judged_on),
+                    # The result names the artifact, so it depends on the name too.
+                    evaluate=step("evaluate", name, export.name, *judged_on),
                 )
                 candidates.append(candidate)
                 jobs += self._export(candidate, {**common, **inputs})

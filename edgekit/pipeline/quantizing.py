@@ -67,7 +67,7 @@ class _Quantizing:
     def run(self) -> QuantizeOutcome:
         started = time.monotonic()
         _check_settings(self._project)
-        try:
+        with self._workspace.opened(self._wait):
             loaded, program = self._load()
             sets = self._read_sets(loaded)
             _check_eval_size(self._project, sets["choose"])
@@ -86,8 +86,9 @@ class _Quantizing:
                 reused=reused,
                 seconds=time.monotonic() - started,
             )
-        finally:
-            self._workspace.clean(())
+
+    def _wait(self) -> None:
+        self._progress.log("Another edgekit works in this project; waiting for it to end.")
 
     def _load(self) -> tuple[LoadResult, Path]:
         step, job = self._planner.load()

@@ -6,11 +6,12 @@ it is complete or absent. The key is a hash over everything that the result depe
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,17 +40,34 @@ class Workspace:
         key = hashlib.sha256(codec.to_json([name, list(parts)]).encode()).hexdigest()
         return self.path / f"{name}-{key[:24]}"
 
-    def clean(self, in_use: Iterable[Path]) -> None:
+    @contextmanager
+    def opened(self, on_wait: Callable[[], None]) -> Iterator[None]:
+        """The workspace for this process alone; cleaned up when the block ends, however it does.
+
+        Steps that two processes make at once could differ (in time stamps, say), and one would
+        judge what the other has made. ``on_wait`` is called once where somebody else is at work.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path.parent / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError:
+                pass  # a file system without locks
+            try:
+                yield
+            finally:
+                self._clean()
+
+    def _clean(self) -> None:
         """Remove what crashed writers left, and old steps above :data:`KEEP_BYTES`."""
         for folder in (self.path, self.samples):
             if folder.is_dir():
                 remove_stale_staging(folder)
-        if not self.path.is_dir():
-            return
-        used = set(in_use)
-        total = sum(_size(step) for step in used)
-        others = sorted(set(self.path.iterdir()) - used, key=_last_use, reverse=True)
-        for step in others:
+        total = 0
+        for step in sorted(self.path.iterdir(), key=_last_use, reverse=True):
             total += _size(step)
             if total > KEEP_BYTES:
                 shutil.rmtree(step, ignore_errors=True)
