@@ -1,8 +1,10 @@
 """Runs a function in a process of its own, so that a crash there is a typed error here.
 
-Converters segfault, loop and eat memory. :func:`run_many` starts one fresh interpreter per job,
-watches time and memory, kills the whole process group when a limit is passed or when the caller is
-interrupted, and turns every way of ending into a result or a typed error. The other jobs go on.
+Converters segfault, loop and eat memory. :func:`run_many` runs jobs in interpreters other than the
+caller's, watches time and memory, kills the whole process group when a limit is passed or when the
+caller is interrupted, and turns every way of ending into a result or a typed error. The other jobs
+go on. Every job has an interpreter of its own, but for those that say that they may follow one
+another in the same: importing a converter can take longer than using it.
 """
 
 from __future__ import annotations
@@ -18,14 +20,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from edgekit import errors
+from edgekit import errors, worker_errors
 
 _POLL_S = 0.02
 _MEMORY_POLL_S = 0.25
-_LOG_TAIL_LINES = 12
-_LOG_TAIL_BYTES = 16_384
 #: In the environment of a worker and all that it starts.
 _MARK = "EDGEKIT_JOB"
 #: What is found may be about to start one more process.
@@ -34,12 +34,16 @@ _KILL_ROUNDS = 5
 
 @dataclass(frozen=True)
 class Job:
-    """A function call to be made in a fresh process.
+    """A function call to be made in another process.
 
     ``entry`` is ``"package.module:function"``; it is called with ``payload`` (JSON types only) and
     must return JSON types. ``log`` receives everything that the process prints.
     ``after`` names jobs that have to succeed first; ``memory_bytes`` limits the resident memory of
     the process and its children; ``weight`` orders the queue, heaviest first.
+
+    ``worker``, where it is not empty, allows the process to be one in which a job of the same
+    ``worker`` and ``env`` has succeeded. A job that crashes there is run again in a fresh process:
+    what others left behind is never held against it.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Job:
     env: Mapping[str, str] = field(default_factory=dict)
     after: tuple[str, ...] = ()
     weight: float = 1.0
+    worker: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,32 +94,47 @@ def run_many(
     (or any other exception in the caller) every process group is killed before it propagates.
     """
     waiting = sorted(jobs, key=lambda job: -job.weight)
-    running: list[_Worker] = []
+    # All processes that there are, so that whatever interrupts us, they will be killed.
+    workers: list[_Worker] = []
     done: dict[str, Outcome] = {}
+
+    def settle(outcome: Outcome) -> None:
+        done[outcome.job.name] = outcome
+        on_done(outcome)
+
     with tempfile.TemporaryDirectory(prefix="edgekit-jobs-") as folder:
+
+        def start(job: Job) -> None:
+            worker = next((one for one in workers if not one.busy and one.suits(job)), None)
+            if worker is None:
+                worker = _Worker(Path(folder))
+                workers.append(worker)
+            worker.start(job)
+
         try:
-            while waiting or running:
+            while waiting or any(worker.busy for worker in workers):
                 for job in _ready(waiting, done):
-                    if len(running) >= max_workers:
+                    if sum(worker.busy for worker in workers) >= max_workers:
                         break
                     waiting.remove(job)
-                    worker = _Worker(job, Path(folder))
-                    # In the list before it starts: whatever interrupts us, it will be killed.
-                    running.append(worker)
-                    worker.start()
-                finished = [worker for worker in running if worker.poll()]
-                for outcome in [worker.outcome() for worker in finished]:
-                    done[outcome.job.name] = outcome
-                    on_done(outcome)
-                running = [worker for worker in running if worker not in finished]
+                    start(job)
+                finished = [worker for worker in workers if worker.busy and worker.poll()]
+                for worker in finished:
+                    outcome = worker.finish()
+                    if outcome.error is not None or not any(map(worker.suits, waiting)):
+                        worker.kill()
+                        workers.remove(worker)
+                    if worker.jobs > 1 and isinstance(outcome.error, errors.WorkerCrashed):
+                        start(outcome.job)
+                    else:
+                        settle(outcome)
                 for outcome in _cancelled(waiting, done):
                     waiting.remove(outcome.job)
-                    done[outcome.job.name] = outcome
-                    on_done(outcome)
-                if running and not finished:
+                    settle(outcome)
+                if not finished:
                     time.sleep(_POLL_S)
         finally:
-            for worker in running:
+            for worker in workers:
                 worker.kill()
     return [done[job.name] for job in jobs]
 
@@ -137,61 +157,89 @@ def _cancelled(waiting: Sequence[Job], done: Mapping[str, Outcome]) -> Iterator[
 
 
 class _Worker:
-    """A running job."""
+    """A process, which is started with its first job and can be given others after that."""
 
-    def __init__(self, job: Job, folder: Path) -> None:
-        self.job = job
-        self._result = folder / f"{len(list(folder.iterdir()))}-{os.urandom(4).hex()}.json"
+    def __init__(self, folder: Path) -> None:
+        self.busy = False
+        #: How many jobs it was given.
+        self.jobs = 0
+        self._folder = folder
         self._mark = os.urandom(12).hex()
         self._process: subprocess.Popen[bytes] | None = None
-        self._started = time.monotonic()
-        self._next_memory_check = self._started
-        self._peak_rss = 0
-        self._stopped_for = ""
 
-    def start(self) -> None:
-        job = self.job
+    def start(self, job: Job) -> None:
+        """Have the job run; the one before, if any, has ended."""
+        self.busy, self._job = True, job
+        self.jobs += 1
+        self._result = self._folder / f"{self._mark}-{self.jobs}.json"
+        self._started = self._next_memory_check = time.monotonic()
+        self._peak_rss = 0
+        self._stopped: errors.WorkerCrashed | None = None
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        with job.log.open("wb") as log:
+            if self._process is None:
+                self._process = self._popen(log)
         request = {
             "entry": job.entry,
             "payload": job.payload,
+            "log": str(job.log.absolute()),
             "result": str(self._result),
             "parent": os.getpid(),
         }
-        job.log.parent.mkdir(parents=True, exist_ok=True)
-        with job.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                # -P: a file of the user's called types.py must not shadow the standard library's.
-                [sys.executable, "-P", "-X", "faulthandler", "-m", "edgekit.worker"],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **job.env, _MARK: self._mark},
-                # A group of its own: the terminal's Ctrl-C reaches us first, and one kill ends
-                # the converter together with the compilers it may have started.
-                start_new_session=True,
-            )
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(request).encode())
-            self._process.stdin.close()
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def _popen(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            # -P: a file of the user's called types.py must not shadow the standard library's.
+            [sys.executable, "-P", "-X", "faulthandler", "-m", "edgekit.worker"],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **self._job.env, _MARK: self._mark},
+            # A group of its own: the terminal's Ctrl-C reaches us first, and one kill ends
+            # the converter together with the compilers it may have started.
+            start_new_session=True,
+        )
+
+    def suits(self, job: Job) -> bool:
+        """Whether ``job`` may follow the last one in this process."""
+        return bool(job.worker) and (job.worker, job.env) == (self._job.worker, self._job.env)
 
     def poll(self) -> bool:
-        """Look after the process; True once it has ended."""
+        """Look after the process; True once its job has ended."""
         assert self._process is not None
-        if self._process.poll() is not None:
-            # Its children, if any, must not outlive it.
-            self.kill()
+        # The answer appears by a rename when all else is done.
+        if self._result.exists() or self._process.poll() is not None:
             return True
-        now = time.monotonic()
-        if now - self._started > self.job.timeout_s:
-            self._stop("timeout")
+        job, now = self._job, time.monotonic()
+        if now - self._started > job.timeout_s:
+            self._stop(worker_errors.over_time(job.name, job.timeout_s, job.log))
         elif now >= self._next_memory_check:
             self._next_memory_check = now + _MEMORY_POLL_S
             rss = _tree_rss_bytes(self._process.pid)
             self._peak_rss = max(self._peak_rss, rss)
-            if rss > self.job.memory_bytes:
-                self._stop("memory")
-        return self._process.poll() is not None
+            if rss > job.memory_bytes:
+                self._stop(worker_errors.over_memory(job.name, job.memory_bytes, job.log))
+        return self._stopped is not None
+
+    def finish(self) -> Outcome:
+        """How the job ended."""
+        assert self._process is not None
+        job, self.busy = self._job, False
+        seconds = time.monotonic() - self._started
+        value: Any = None
+        error: errors.EdgekitError | None = self._stopped
+        if error is None and self._result.exists():
+            answer = json.loads(self._result.read_text())
+            value = answer.get("value")
+            if "error" in answer:
+                error = worker_errors.raised(job.name, answer["error"], job.log)
+        elif error is None:
+            error = worker_errors.died(job.name, self._process.wait(), job.log)
+        return Outcome(job, value, error, seconds, self._peak_rss)
 
     def kill(self) -> None:
         """End the process and everything that it started."""
@@ -199,90 +247,15 @@ class _Worker:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+            assert self._process.stdin is not None
+            # What could not be written any more is of no use to anybody.
+            with suppress(BrokenPipeError):
+                self._process.stdin.close()
         _kill_marked(self._mark)
 
-    def _stop(self, reason: str) -> None:
-        self._stopped_for = reason
+    def _stop(self, reason: errors.WorkerCrashed) -> None:
+        self._stopped = reason
         self.kill()
-
-    def outcome(self) -> Outcome:
-        seconds = time.monotonic() - self._started
-        value: Any = None
-        error: errors.EdgekitError | None = None
-        answer = self._read_result()
-        if answer is None:
-            error = self._crash()
-        elif "error" in answer:
-            error = self._raised(answer["error"])
-        else:
-            value = answer["value"]
-        return Outcome(self.job, value, error, seconds, self._peak_rss)
-
-    def _read_result(self) -> dict[str, Any] | None:
-        if self._stopped_for or not self._result.exists():
-            return None
-        answer = json.loads(self._result.read_text())
-        assert isinstance(answer, dict)
-        return answer
-
-    def _raised(self, error: Mapping[str, Any]) -> errors.EdgekitError:
-        known = getattr(errors, str(error["class"]), None)
-        if known is errors.MissingExtra:
-            return errors.MissingExtra(error["package"], error["extra"])
-        if (
-            isinstance(known, type)
-            and issubclass(known, errors.EdgekitError)
-            and known not in (errors.WorkerCrashed, errors.RunnerFailed)
-        ):
-            return known(error["message"], remedy=error["remedy"])
-        kind = "memory" if error["class"] == "MemoryError" else "exception"
-        message = f"{self.job.name}: {error['class']}: {error['message']}"
-        return errors.WorkerCrashed(message, kind=kind, log_tail=log_tail(self.job.log))
-
-    def _crash(self) -> errors.WorkerCrashed:
-        assert self._process is not None
-        name, job, tail = self.job.name, self.job, log_tail(self.job.log)
-        if self._stopped_for == "timeout":
-            return errors.WorkerCrashed(
-                f"{name} was stopped after its limit of {job.timeout_s:g} s.",
-                kind="timeout",
-                log_tail=tail,
-                remedy="Raise quantize.timeout_s, or leave this runtime out.",
-            )
-        if self._stopped_for == "memory":
-            return errors.WorkerCrashed(
-                f"{name} was stopped above its limit of {job.memory_bytes / 1e6:.0f} MB.",
-                kind="memory",
-                log_tail=tail,
-                remedy="Raise quantize.memory_mb, or leave this runtime out.",
-            )
-        code = self._process.returncode
-        if code < 0:
-            signal_name = signal.Signals(-code).name
-            out_of_memory = signal_name == "SIGKILL"
-            why = " (most likely the kernel's out-of-memory killer)" if out_of_memory else ""
-            return errors.WorkerCrashed(
-                f"{name} died of {signal_name}{why}.",
-                kind="memory" if out_of_memory else "signal",
-                signal_name=signal_name,
-                log_tail=tail,
-                remedy="The log shows where. The other candidates are not affected.",
-            )
-        return errors.WorkerCrashed(
-            f"{name} ended with exit code {code} and no result.", kind="exit", log_tail=tail
-        )
-
-
-def log_tail(path: Path, lines: int = _LOG_TAIL_LINES) -> tuple[str, ...]:
-    """The last lines of a log that may be large or hold arbitrary bytes."""
-    try:
-        with path.open("rb") as log:
-            log.seek(0, os.SEEK_END)
-            log.seek(max(0, log.tell() - _LOG_TAIL_BYTES))
-            text = log.read().decode("utf-8", "replace")
-    except OSError:
-        return ()
-    return tuple(line for line in text.splitlines() if line.strip())[-lines:]
 
 
 def _tree_rss_bytes(pid: int) -> int:

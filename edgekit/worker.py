@@ -1,6 +1,7 @@
-"""The process that :mod:`edgekit.isolate` starts: reads one request, calls the function, answers.
+"""The process that :mod:`edgekit.isolate` starts: reads requests, calls the functions, answers.
 
-The answer goes to a file because converters print what they like to stdout and stderr.
+A request is a line on stdin. The answer goes to a file because converters print what they like to
+stdout and stderr, which are the job's log.
 """
 
 from __future__ import annotations
@@ -19,8 +20,20 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
-    request = json.loads(sys.stdin.buffer.read())
-    _die_with_parent(request["parent"])
+    # A converter's child that reads its stdin must find nothing, neither wait nor eat a request.
+    requests = os.fdopen(os.dup(0), "rb")
+    _redirect(os.devnull, os.O_RDONLY, 0)
+    for line in requests:
+        request = json.loads(line)
+        _die_with_parent(request["parent"])
+        for output in (1, 2):
+            _redirect(request["log"], os.O_WRONLY | os.O_APPEND, output)
+        _answer(request)
+    # Frameworks may hang or crash in their own clean-up; the work is done and saved.
+    os._exit(0)
+
+
+def _answer(request: dict[str, Any]) -> None:
     module, _, function = request["entry"].partition(":")
     try:
         answer = {"value": getattr(importlib.import_module(module), function)(request["payload"])}
@@ -34,8 +47,12 @@ def main() -> int:
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(temporary, request["result"])
-    # Frameworks may hang or crash in their own clean-up; the work is done and saved.
-    os._exit(0)
+
+
+def _redirect(path: str, flags: int, descriptor: int) -> None:
+    opened = os.open(path, flags)
+    os.dup2(opened, descriptor)
+    os.close(opened)
 
 
 def _describe(error: Exception) -> dict[str, Any]:

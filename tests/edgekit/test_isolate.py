@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from edgekit.errors import DataError, ExportFailed, MissingExtra, WorkerCrashed
-from edgekit.isolate import Job, Outcome, log_tail, run_isolated, run_many
+from edgekit.isolate import Job, Outcome, run_isolated, run_many
+from edgekit.worker_errors import log_tail
 
 HERE = str(Path(__file__).parent)
 
