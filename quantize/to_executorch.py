@@ -50,6 +50,7 @@ def export(request: ExportRequest) -> Mapping[str, str]:
         ranges = load_ranges(request.ranges)
         quantized = quantize(as_module(program), ranges, request.recipe.ranges, example)
         program = torch.export.export(quantized, example)
+    _forget_origins(program.graph_module)
     lowered = to_edge_transform_and_lower(
         program,
         partitioner=[XnnpackPartitioner()],
@@ -58,6 +59,16 @@ def export(request: ExportRequest) -> Mapping[str, str]:
     ).to_executorch()
     write_atomic(request.out, lowered.buffer)
     return tool_versions("executorch", "torch", "torchao")
+
+
+def _forget_origins(gm: fx.GraphModule) -> None:
+    """Drop the record of what each node was made from, all the way back to the eager model.
+
+    Every pass of the lowering copies and extends it, which takes a fifth of its time; only the
+    debug handles are numbered after it.
+    """
+    for node in gm.graph.nodes:
+        node.meta.pop("from_node", None)
 
 
 def quantize(
