@@ -153,15 +153,20 @@ class Device:
         requests: Sequence[ProbeRequest],
         *,
         seed: int = 0,
+        on_push: Callable[[PushReport], None] = lambda report: None,
         on_result: Callable[[ProbeResult], None] = lambda result: None,
         progress: Progress | None = None,
     ) -> list[ProbeResult]:
         """Measures artifacts, each ``processes`` times in a fresh process, interleaved.
 
+        What the device lacks is pushed first. A measurement that goes on there, because we were
+        cut off from it, is not waited for but joined, if it is the one that is asked for.
+
         Args:
             bundle: where the artifacts and the golden vectors are.
             requests: what to measure; one per artifact and thread count.
             seed: of the order within the rounds.
+            on_push: told what was sent, before anything is measured.
             on_result: called once per request, as soon as its result is final.
             progress: advances by processes.
 
@@ -181,6 +186,7 @@ class Device:
             requests,
             setting,
             seed=seed,
+            on_push=on_push,
             on_result=on_result,
             progress=progress or self._progress,
         )

@@ -18,6 +18,7 @@ from edgekit.errors import DeviceError, EdgekitError, LinkLost, RunnerFailed, Us
 from edgekit.progress import Progress, Stage
 from edgekit.targets import deploy, golden
 from edgekit.targets.channel import Channel
+from edgekit.targets.deploy import PushReport
 from edgekit.targets.facts import parse_facts
 from edgekit.targets.job import fetch, job_id, run_job
 from edgekit.targets.results import Candidate, runner_exit
@@ -74,6 +75,7 @@ def probe(
     setting: Setting,
     *,
     seed: int,
+    on_push: Callable[[PushReport], None],
     on_result: Callable[[ProbeResult], None],
     progress: Progress,
 ) -> list[ProbeResult]:
@@ -95,7 +97,7 @@ def probe(
     order = [s for s in schedule(requests, seed) if candidates[s.candidate].failure is None]
     if order:
         report = _Reporter(candidates, before, on_result)
-        _measure(channel, bundle, candidates, order, setting, report, progress)
+        _measure(channel, bundle, candidates, order, setting, on_push, report, progress)
     return [candidate.result(before) for candidate in candidates]
 
 
@@ -127,6 +129,7 @@ def _measure(
     candidates: Sequence[Candidate],
     order: Sequence[Step],
     setting: Setting,
+    on_push: Callable[[PushReport], None],
     report: _Reporter,
     progress: Progress,
 ) -> None:
@@ -143,7 +146,7 @@ def _measure(
         wait_s=setting.wait_s,
         job=job,
     ) as held:
-        deploy.push(held, blobs, progress=progress)
+        on_push(deploy.push(held, blobs, progress=progress))
         for runtime in used.values():
             deploy.place_runtime(held, runtime)
         with progress.stage(f"probe on {channel.name}", len(steps)) as stage:

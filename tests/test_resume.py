@@ -202,11 +202,12 @@ def test_killed_on_its_way_the_next_run_goes_on(tmp_path: Path) -> None:
     kept = dict(project.steps)
     assert not (project.root / "bundle").exists()
     # In the middle of the measurement; what measures on the device does not die with us.
-    kill_at(project.root, "probe on here [1/", "run", "--processes", "3")
+    kill_at(project.root, "probe on here [1/", "run", "--processes", "20")
     assert kept.items() <= project._steps().items(), "what was done is not done again"
     Bundle.open(project.root / "bundle").close()
-    document = project.run("--processes", "3")
-    assert document["quantize"]["reused"]
+    done = project.edgekit("run", "--json", "--processes", "20")
+    assert done.document["quantize"]["reused"]
+    assert "is working with this device" not in done.err, "it joins its own measurement"
     assert len(results.run_names(project.root / "runs")) == 1
     assert half_written(tmp_path) == []
     assert project.edgekit("status", "--verify", "--json").document["problems"] == []

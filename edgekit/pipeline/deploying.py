@@ -39,7 +39,7 @@ class DeployOutcome:
     Attributes:
         record: the run: probes, failures, selection.
         activation: what is active now; None where nothing was activated.
-        pushed: what was sent; None where no connection was needed for it.
+        pushed: what was sent; None where nothing was measured.
         reused: True where an earlier run answered and nothing was measured.
         seconds: wall time.
     """
@@ -147,8 +147,7 @@ def _deploy(
                 RunDir(earlier.path).write_selection(selection)
             record = replace(earlier, selection=selection)
         else:
-            pushed = device.push(bundle, _ids(requests), progress=progress)
-            record = _measure(device, bundle, target, config, requests, progress)
+            record, pushed = _measure(device, bundle, target, config, requests, progress)
         assert record.selection is not None
         if activate and record.selection.chosen is not None:
             chosen = record.selection.candidates[record.selection.chosen]
@@ -182,10 +181,6 @@ def _requests(bundle: Bundle, config: DeviceConfig, artifacts: Sequence[str]) ->
     ]
 
 
-def _ids(requests: Sequence[ProbeRequest]) -> list[str]:
-    return list(dict.fromkeys(request.artifact_id for request in requests))
-
-
 def _measure(
     device: Device,
     bundle: Bundle,
@@ -193,10 +188,15 @@ def _measure(
     config: DeviceConfig,
     requests: Sequence[ProbeRequest],
     progress: Progress,
-) -> RunRecord:
+) -> tuple[RunRecord, PushReport | None]:
     manifest_json = bundle.file("manifest.json").read_bytes()
     failures = list(bundle.recipe_log.failures)
     folder: RunDir | None = None
+    pushed: PushReport | None = None
+
+    def keep_push(report: PushReport) -> None:
+        nonlocal pushed
+        pushed = report
 
     def keep(result: ProbeResult) -> None:
         nonlocal folder
@@ -208,13 +208,20 @@ def _measure(
             failures.append(result.error)
             progress.log(f"{result.error.candidate} failed: {result.error.message}")
 
-    device.probe(bundle, requests, seed=config.probe.seed, on_result=keep, progress=progress)
+    device.probe(
+        bundle,
+        requests,
+        seed=config.probe.seed,
+        on_push=keep_push,
+        on_result=keep,
+        progress=progress,
+    )
     assert folder is not None, "every request gives a result"
     folder.write_failures(failures)
     record = results.load(folder.path)
     selection = _select(record, config)
     folder.write_selection(selection)
-    return replace(record, selection=selection)
+    return replace(record, selection=selection), pushed
 
 
 def _select(record: RunRecord, config: DeviceConfig) -> Selection:
