@@ -7,7 +7,8 @@ by fixed ones, so nothing is calibrated twice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,19 +39,36 @@ def export(request: ExportRequest) -> Mapping[str, str]:
     """See :class:`edgekit.quantize.base.Exporter`."""
     gm = as_module(torch.export.load(request.program))
     example = tuple(torch.zeros(spec.shape) for spec in request.inputs)
-    module: nn.Module = gm
     if request.recipe.precision == "int8":
         assert request.ranges is not None
-        torch.backends.quantized.engine = ENGINE
-        module = quantize(gm, load_ranges(request.ranges), request.recipe.ranges, example)
-    with torch.no_grad():
-        traced = torch.jit.trace(module, example, check_trace=False)
-        frozen = torch.jit.freeze(traced.eval())
+        with _engine(ENGINE):
+            module = quantize(gm, load_ranges(request.ranges), request.recipe.ranges, example)
+            frozen = _trace(module, example)
+    else:
+        frozen = _trace(gm, example)
     partial = request.out.with_name(request.out.name + ".part")
     # Freezing drops the shapes of the inputs, which inspection needs.
     torch.jit.save(frozen, str(partial), _extra_files=input_files(request.inputs))
     partial.replace(request.out)
     return tool_versions("torch")
+
+
+def _trace(module: nn.Module, example: tuple[torch.Tensor, ...]) -> torch.jit.ScriptModule:
+    with torch.no_grad():
+        traced = torch.jit.trace(module, example, check_trace=False)
+        frozen: torch.jit.ScriptModule = torch.jit.freeze(traced.eval())
+    return frozen
+
+
+@contextmanager
+def _engine(name: str) -> Iterator[None]:
+    """Weights are packed for the engine that is current; it is a global of PyTorch's."""
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = name
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = before
 
 
 def quantize(

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from edgekit.cli import guard
 
-        return guard.run(name, [*leading, *rest])
+        return guard.run(name, [*leading, *rest], last=argv is None)
     except KeyboardInterrupt:  # before the guard stood, or while it fell
         return 130
 

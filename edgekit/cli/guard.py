@@ -24,8 +24,12 @@ class _Interrupted(EdgekitError):
     exit_code = INTERRUPTED
 
 
-def run(name: str, arguments: Sequence[str]) -> int:
-    """Run the command ``name``; returns the exit code."""
+def run(name: str, arguments: Sequence[str], *, last: bool = False) -> int:
+    """Run the command ``name``; returns the exit code.
+
+    ``last`` says that the process ends with it: once interrupted, it is not interrupted again on
+    its way out, which would end it by the signal instead of with its exit code.
+    """
     from edgekit.cli import COMMANDS
 
     # Until the options are parsed, these are what errors go by.
@@ -33,7 +37,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         early.error(_unknown(name, COMMANDS))
         return UsageError.exit_code
-    with _signals_as_exceptions():
+    with _signals_as_exceptions(last):
         return _guarded(name, arguments, early)
 
 
@@ -94,7 +98,7 @@ def _unknown(name: str, known: dict[str, str]) -> UsageError:
 
 
 @contextmanager
-def _signals_as_exceptions() -> Iterator[None]:
+def _signals_as_exceptions(last: bool) -> Iterator[None]:
     """SIGTERM and SIGHUP interrupt like Ctrl-C. During clean-up a second signal is held off; a
     third ends the process at once."""
     received = 0
@@ -120,7 +124,7 @@ def _signals_as_exceptions() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if last and received else handler)
 
 
 def configure_logging(verbosity: int) -> None:

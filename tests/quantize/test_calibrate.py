@@ -93,7 +93,8 @@ def quantization_error(values: np.ndarray, low: float, high: float) -> float:
 
 def histogram(values: np.ndarray) -> tuple[np.ndarray, float, float]:
     low, high = float(values.min()), float(values.max())
-    return np.histogram(values, BINS, (low, high))[0].astype(float), low, high
+    counts = np.histogram(values.astype(float), BINS, (low, high))[0]
+    return counts.astype(float), low, high
 
 
 @pytest.mark.parametrize("outlier", [0.0, 30.0, 300.0])
