@@ -10,7 +10,8 @@ from typing import Any
 
 from edgekit import errors
 
-_LOG_TAIL_LINES = 12
+#: A crash dump of some depth, and what was printed before it.
+_LOG_TAIL_LINES = 20
 _LOG_TAIL_BYTES = 16_384
 
 

@@ -25,7 +25,7 @@ from tests.fixtures.tiny_project import (
     write_samples,
 )
 
-TIMEOUT_S = 40
+TIMEOUT_S = 30
 MEMORY_MB = 1500
 REAL = ("tiny-torchscript-fp32", "tiny-torchscript-static_wi8_ai8")
 PLUGIN = """
