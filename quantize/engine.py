@@ -132,7 +132,11 @@ def _digest(program: torch.export.ExportedProgram) -> str:
     gm = as_module(program)
     digest = hashlib.sha256()
     for node in gm.graph.nodes:
-        digest.update(json.dumps([node.op, node.name, str(node.target), str(node.args)]).encode())
+        call = [node.op, node.name, str(node.target), str(node.args), str(node.kwargs)]
+        digest.update(json.dumps(call).encode())
+        if node.op == "placeholder":
+            value = node.meta["val"]
+            digest.update(str((value.dtype, tuple(value.shape))).encode())
         if node.op == "get_attr":
             value = graph.attribute(gm, str(node.target)).contiguous()
             digest.update(str((value.dtype, tuple(value.shape))).encode())

@@ -35,7 +35,7 @@ from edgekit.types import (
     Recipe,
 )
 
-#: All evaluation samples are golden vectors, as long as their inputs are not larger than this.
+#: All evaluation samples are golden vectors, as long as they fill no more than this.
 MAX_GOLDEN_BYTES = 64 * 2**20
 MIN_GOLDEN = 16
 
@@ -79,7 +79,8 @@ def assemble(
         for artifact, one in zip(artifacts, made, strict=True)
     }
     evals = _evaluations(sets, found, made)
-    with TemporaryDirectory(prefix="edgekit-bundle-") as name:
+    # Beside the steps: what is assembled may be too large for a /tmp in memory.
+    with TemporaryDirectory(prefix="assemble-", dir=reference.parent) as name:
         folder = Path(name)
         golden = _golden(project, loaded, sets["choose"], reference, found, made, folder)
         files |= {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.raw")}
@@ -172,9 +173,13 @@ def _golden(
     folder: Path,
 ) -> Golden:
     """Golden vectors: the evaluation set, or of a large one as many samples as the budget needs."""
+    made = list(made)
+    # The float model's outputs and those of each artifact.
     per_sample = sum(spec.nbytes for spec in loaded.inputs)
-    max_drop = project.budget.max_drop
-    needed = max(MIN_GOLDEN, math.ceil(1 / max_drop) if max_drop > 0 else MIN_GOLDEN)
+    per_sample += (1 + len(made)) * sum(spec.nbytes for spec in loaded.outputs)
+    needed = MIN_GOLDEN
+    if found.metric in ("top1", "agreement") and project.budget.max_drop > 0:
+        needed = max(needed, math.ceil(1 / project.budget.max_drop))
     n = min(choose.n, max(needed, MAX_GOLDEN_BYTES // per_sample))
     samples = open_samples(Path(choose.path))
 

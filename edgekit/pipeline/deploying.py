@@ -31,6 +31,9 @@ from edgekit.types import (
     Target,
 )
 
+#: Kinds of failure that an artifact meets on a device each time.
+_SETTLED = ("signal", "model", "runtime")
+
 
 @dataclass(frozen=True)
 class DeployOutcome:
@@ -249,12 +252,18 @@ def _find_run(
             record.target != target.name
             or record.manifest != bundle.manifest
             or {probe.request for probe in record.probes} != set(requests)
+            or not all(_is_settled(probe) for probe in record.probes)
         ):
             continue
         facts = facts or device.facts()
         if all(_same_device(facts, probe.facts_before) for probe in record.probes):
             return record
     return None
+
+
+def _is_settled(probe: ProbeResult) -> bool:
+    """Whether measuring again would give the same; a lost link or a full memory may pass."""
+    return probe.error is None or probe.error.kind in _SETTLED
 
 
 def _same_device(a: DeviceFacts, b: DeviceFacts) -> bool:

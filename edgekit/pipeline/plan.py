@@ -95,7 +95,7 @@ class Planner:
         metric = "" if self._project.data.metric == "auto" else self._project.data.metric
         report = sets.get("report")
         judged_on = [[sets["choose"].id, report.id if report else ""], metric]
-        base = [self._environment, loaded.program_digest]
+        base = [self._environment, loaded.program_digest, loaded.inputs, loaded.outputs]
         common = {
             "choose": sets["choose"].path,
             "report": report.path if report else "",
@@ -109,6 +109,7 @@ class Planner:
                 **common,
                 "source": self._source,
                 "program": str(program),
+                "weights_sha256": loaded.weights_sha256,
                 "metric": metric,
                 "step": str(reference),
             }

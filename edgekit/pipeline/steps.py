@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import codec
+from edgekit.errors import SourceError
 from edgekit.files import sha256_file
 from edgekit.pipeline.workspace import making
 from edgekit.types import (
@@ -147,7 +148,13 @@ def reference(payload: dict[str, Any]) -> None:
     from edgekit.quantize.engine import samples
     from edgekit.quantize.prepare import as_module, check_equal, flatten, run
 
-    module = _load_model(payload).module
+    model = _load_model(payload)
+    if model.weights_sha256 != payload["weights_sha256"]:
+        raise SourceError(
+            f"{payload['source']['source']} gives other weights each time it is called.",
+            remedy="Load trained weights in it, or seed every random generator that it uses.",
+        )
+    module = model.module
     outputs = codec.from_json(tuple[TensorSpec, ...], payload["outputs"], where="outputs")
     choose, report = _open_sets(payload)
     results: list[Any] = []
@@ -285,8 +292,17 @@ def _quality(
 
 
 def _load_model(payload: dict[str, Any]) -> LoadedModel:
+    """Load the model. Two processes do, so random weights have to come out the same."""
+    import random
+
+    import numpy as np
+    import torch
+
     from edgekit import sources
 
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
     given = payload["source"]
     return sources.load(
         sources.SourceSpec(

@@ -32,13 +32,16 @@ class Workspace:
 
     def __init__(self, root: Path) -> None:
         self.path = root / ".edgekit" / "work"
+        self._in_use: set[Path] = set()
         self.samples = root / ".edgekit" / "samples"
         self.logs = root / ".edgekit" / "logs"
 
     def step(self, name: str, *parts: object) -> Path:
         """The folder of a step whose result depends on ``parts`` (JSON values, dataclasses)."""
         key = hashlib.sha256(codec.to_json([name, list(parts)]).encode()).hexdigest()
-        return self.path / f"{name}-{key[:24]}"
+        step = self.path / f"{name}-{key[:24]}"
+        self._in_use.add(step)
+        return step
 
     @contextmanager
     def opened(self, on_wait: Callable[[], None]) -> Iterator[None]:
@@ -62,14 +65,18 @@ class Workspace:
                 self._clean()
 
     def _clean(self) -> None:
-        """Remove what crashed writers left, and old steps above :data:`KEEP_BYTES`."""
+        """Remove what crashed writers left, and old steps above :data:`KEEP_BYTES`.
+
+        The steps that this process asked for stay, however large they are.
+        """
         for folder in (self.path, self.samples):
             if folder.is_dir():
                 remove_stale_staging(folder)
-        total = 0
-        for step in sorted(self.path.iterdir(), key=_last_use, reverse=True):
+        steps = set(self.path.iterdir())
+        total = sum(_size(step) for step in steps & self._in_use)
+        for step in sorted(steps - self._in_use, key=_last_use, reverse=True):
             total += _size(step)
-            if total > KEEP_BYTES:
+            if total > KEEP_BYTES or not (step / RESULT).exists():
                 shutil.rmtree(step, ignore_errors=True)
 
 
@@ -109,9 +116,10 @@ def environment() -> str:
             installed |= {name for name in os.listdir(folder or ".") if name.endswith("-info")}
     digest.update("\n".join(sorted(installed)).encode())
     package = Path(__file__).resolve().parent.parent
-    for part in ("quantize", "sources", "pipeline"):
-        for source in sorted((package / part).glob("*.py")):
-            digest.update(source.read_bytes())
+    for part in (".", "quantize", "sources", "pipeline", "targets", "targets/agent"):
+        for source in sorted((package / part).glob("*")):
+            if source.suffix in (".py", ".cpp"):
+                digest.update(source.read_bytes())
     return digest.hexdigest()
 
 
