@@ -36,9 +36,12 @@ def check_folder(folder: Path, *, where: str, verify: bool) -> tuple[Manifest, s
     Returns:
         the manifest, and the SHA-256 of its file as hex digits.
     """
+    # First, so that another folder is called what it is and not searched to its depths.
+    if not os.path.lexists(folder / MANIFEST):
+        raise BundleError(f"{where}: no {MANIFEST}; this is not a bundle.")
     found = dict(_regular_files(folder, where))
     if MANIFEST not in found:
-        raise BundleError(f"{where}: no {MANIFEST}; this is not a bundle.")
+        raise BundleError(f"{where}: {MANIFEST} is not a file; this is not a bundle.")
     if found[MANIFEST] > MAX_MANIFEST_BYTES:
         raise BundleError(f"{where}/{MANIFEST}: larger than {MAX_MANIFEST_BYTES} bytes.")
     data = (folder / MANIFEST).read_bytes()

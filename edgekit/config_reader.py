@@ -60,7 +60,8 @@ class _Document:
 
     def __init__(self, arguments: Arguments) -> None:
         cwd = (arguments.get("cwd") or Path.cwd()).absolute()
-        self.file = arguments.get("config") or find_file(cwd)
+        given = arguments.get("config")
+        self.file = given / FILE_NAME if given and given.is_dir() else given or find_file(cwd)
         self.root = self.file.absolute().parent if self.file else cwd
         self.problems: list[str] = []
         self._python_names = bool(arguments.get("python_names"))
