@@ -125,9 +125,15 @@ def test_strangers_are_refused(victim: Path) -> None:
     assert error.remedy
 
 
+def test_another_folder_is_not_searched(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("nowhere")
+    assert "no manifest.json; this is not a bundle" in refused(tmp_path).message
+
+
 def test_an_unreadable_folder_is_an_error_of_the_bundle(tmp_path: Path) -> None:
     deep = tmp_path / "deep"
     deep.mkdir()
+    (deep / "manifest.json").write_text("{}")
     at = os.open(deep, os.O_RDONLY)
     for _ in range(30):  # a path that is too long for the system
         os.mkdir("x" * 200, dir_fd=at)
