@@ -319,7 +319,8 @@ def test_the_report_needs_no_network(job: Job) -> None:
     assert done.code == 0, done.err
     page = Path(done.document["report"]).read_text("utf-8")
     assert all(runtime in page for runtime in RUNTIMES)
-    assert job.deploy["selection"]["rule"] in html.unescape(page)
+    selection = results.load(Path(job.deploy["run"])).selection
+    assert selection is not None and selection.rule in html.unescape(page)
     assert not re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=[\"']?https?:", page)
 
 
