@@ -17,6 +17,7 @@ from edgekit.types import Recipe, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,13 @@ def export(request: ExportRequest) -> dict[str, str]:
     if not request.out.is_file() or request.out.stat().st_size == 0:
         raise ExportFailed(f"The {entry.label} exporter wrote no file.")
     return dict(versions)
+
+
+def example_inputs(specs: Sequence[TensorSpec]) -> tuple[torch.Tensor, ...]:
+    """Zeros of the inputs' shapes and dtypes, for tools that trace a program."""
+    import torch
+
+    return tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in specs)
 
 
 def tool_versions(*packages: str) -> dict[str, str]:

@@ -30,7 +30,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from edgekit.files import write_atomic
 from edgekit.quantize import graph
-from edgekit.quantize.base import ExportRequest, tool_versions
+from edgekit.quantize.base import ExportRequest, example_inputs, tool_versions
 from edgekit.quantize.calibrate import Range, load_ranges
 from edgekit.quantize.graph import ATEN
 from edgekit.quantize.prepare import as_module
@@ -44,7 +44,7 @@ _DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
 def export(request: ExportRequest) -> Mapping[str, str]:
     """See :class:`edgekit.quantize.base.Exporter`."""
     program = torch.export.load(request.program)
-    example = tuple(torch.zeros(spec.shape) for spec in request.inputs)
+    example = example_inputs(request.inputs)
     if request.recipe.precision == "int8":
         assert request.ranges is not None
         ranges = load_ranges(request.ranges)

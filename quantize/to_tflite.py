@@ -22,7 +22,7 @@ from torch import fx
 
 from edgekit.data import open_samples
 from edgekit.files import write_atomic
-from edgekit.quantize.base import ExportRequest, tool_versions
+from edgekit.quantize.base import ExportRequest, example_inputs, tool_versions
 from edgekit.quantize.calibrate import Range, extremes_of_sample, load_ranges
 from edgekit.quantize.prepare import as_module
 
@@ -41,7 +41,7 @@ def export(request: ExportRequest) -> Mapping[str, str]:
     for node in gm.graph.nodes:
         if node.op == "call_function":
             node.meta["nn_module_stack"] = {"edgekit": (node.name, _NODE_CLASS)}
-    example = tuple(torch.zeros(spec.shape) for spec in request.inputs)
+    example = example_inputs(request.inputs)
     float_file = request.out.with_suffix(".float.tflite")
     litert_torch.convert(gm, example).export(str(float_file))
     if request.recipe.precision == "fp32":

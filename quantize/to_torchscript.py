@@ -22,7 +22,7 @@ from torch.ao.quantization.observer import (
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from edgekit.quantize import graph
-from edgekit.quantize.base import ExportRequest, tool_versions
+from edgekit.quantize.base import ExportRequest, example_inputs, tool_versions
 from edgekit.quantize.calibrate import Range, load_ranges
 from edgekit.quantize.inspect_torchscript import input_files
 from edgekit.quantize.prepare import as_module
@@ -38,7 +38,7 @@ _LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.ReLU)
 def export(request: ExportRequest) -> Mapping[str, str]:
     """See :class:`edgekit.quantize.base.Exporter`."""
     gm = as_module(torch.export.load(request.program))
-    example = tuple(torch.zeros(spec.shape) for spec in request.inputs)
+    example = example_inputs(request.inputs)
     if request.recipe.precision == "int8":
         assert request.ranges is not None
         with _engine(ENGINE):
