@@ -13,7 +13,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata, util
@@ -194,9 +193,9 @@ def build_executorch_runner(wheel: Path, version: str, arch: str, cache: Path) -
             "The ExecuTorch runner has to be compiled once and there is no g++.",
             remedy="apt-get install g++",
         )
-    binary.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=binary.parent) as folder:
-        built = Path(folder) / "executorch_runner"
+    # Staged: what a killed build leaves is removed by the next one.
+    with staged_dir(binary.parent) as folder:
+        built = folder / binary.name
         options = [flag for flag in flags if not flag.startswith("-l")]
         command = [
             compiler, *options,
@@ -212,5 +211,4 @@ def build_executorch_runner(wheel: Path, version: str, arch: str, cache: Path) -
                 f"g++ could not build the ExecuTorch runner: {last}",
                 remedy=f"Check that g++ works and that executorch {version} is fully installed.",
             )
-        os.replace(built, binary)
     return binary
