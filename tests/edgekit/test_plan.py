@@ -1,0 +1,96 @@
+"""The plan of a bundle's steps: what waits for what, and what need not be done again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgekit.config import ProjectConfig
+from edgekit.isolate import Job
+from edgekit.pipeline.plan import Plan, Planner
+from edgekit.pipeline.steps import LoadResult, SetResult
+from edgekit.pipeline.workspace import Workspace, making
+from edgekit.types import TensorSpec
+from tests.fixtures.tiny_project import make_project
+
+LOADED = LoadResult(
+    inputs=(TensorSpec("input", (1, 3, 8, 8), "float32"),),
+    outputs=(TensorSpec("output", (1, 5), "float32"),),
+    weights_sha256="0" * 64,
+    program_digest="1" * 64,
+    passes=(),
+    dependencies=(),
+    notes=(),
+)
+SETS = {
+    role: SetResult(path=f"/samples/{role}", id=role, n=20, labelled=False, class_names=())
+    for role in ("calibration", "choose")
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> ProjectConfig:
+    folder = make_project(tmp_path, ["onnx", "torchscript"])
+    return ProjectConfig.from_args(config=folder / "edgekit.toml")
+
+
+def plan(
+    project: ProjectConfig, loaded: LoadResult = LOADED, choose: SetResult = SETS["choose"]
+) -> Plan:
+    planner = Planner(project, Workspace(project.root))
+    return planner.artifacts(loaded, Path("/program.pt2"), {**SETS, "choose": choose})
+
+
+def by_name(found: Plan) -> dict[str, Job]:
+    return {job.name: job for job in found.jobs}
+
+
+def test_int8_waits_for_repair_and_evaluations_for_the_reference(project: ProjectConfig) -> None:
+    jobs = by_name(plan(project))
+    assert len(jobs) == 2 + 4 + 4
+    assert jobs["export tiny-onnx-fp32"].after == ()
+    assert jobs["export tiny-onnx-static_wi8_ai8"].after == ("repair static_wi8_ai8",)
+    assert jobs["evaluate tiny-onnx-fp32"].after == ("export tiny-onnx-fp32", "reference")
+
+
+def test_what_all_wait_for_comes_first(project: ProjectConfig) -> None:
+    jobs = sorted(plan(project).jobs, key=lambda job: -job.weight)
+    assert [job.name for job in jobs[:2]] == ["repair static_wi8_ai8", "reference"]
+
+
+def test_an_exporter_may_stay_for_its_next_recipe_but_nothing_else_does(
+    project: ProjectConfig,
+) -> None:
+    workers = {job.name: job.worker for job in plan(project).jobs}
+    assert workers["export tiny-onnx-fp32"] == workers["export tiny-onnx-static_wi8_ai8"] != ""
+    assert workers["export tiny-onnx-fp32"] != workers["export tiny-torchscript-fp32"]
+    assert {worker for name, worker in workers.items() if not name.startswith("export")} == {""}
+
+
+def test_a_finished_step_needs_no_job_and_no_waiting(project: ProjectConfig) -> None:
+    first = by_name(plan(project))
+    repaired: list[dict[str, str]] = [{}]
+    with making(Path(first["repair static_wi8_ai8"].payload["step"]), repaired):
+        pass
+    jobs = by_name(plan(project))
+    assert set(first) - set(jobs) == {"repair static_wi8_ai8"}
+    assert jobs["export tiny-onnx-static_wi8_ai8"].after == ()
+
+
+def test_other_weights_change_every_step(project: ProjectConfig) -> None:
+    first, second = plan(project), plan(project, replace(LOADED, program_digest="2" * 64))
+    assert not steps(first) & steps(second)
+
+
+def test_other_evaluation_samples_change_no_artifact(project: ProjectConfig) -> None:
+    other = replace(SETS["choose"], id="other")
+    first, second = plan(project), plan(project, choose=other)
+    assert {c.export for c in first.candidates} == {c.export for c in second.candidates}
+    assert not {c.evaluate for c in first.candidates} & {c.evaluate for c in second.candidates}
+    assert first.reference != second.reference
+
+
+def steps(found: Plan) -> set[str]:
+    return {job.payload["step"] for job in found.jobs}
