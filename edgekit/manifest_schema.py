@@ -80,6 +80,7 @@ RULES: Mapping[str, _Rule] = {
     "Inspection.quantize_ops": _COUNT,
     "Inspection.weight_bytes": _COUNT,
     "Inspection.notes": _items(_text(4096), most=256),
+    "Inspection.uncounted_ops": _items(_text(256), most=4096),
     "Artifact.id": _NAME,
     "Artifact.runtime": {"pattern": r"^[a-z][a-z0-9_]{0,31}$"},
     "Artifact.path": _PATH,

@@ -110,8 +110,9 @@ class Inspection:
     convolutions and matrix products: with int8 weights and activations, and inside the runtime's
     accelerated delegate. None where the format does not let them be counted, or where the runtime
     has no delegate. ``dynamic_mac_share`` is the part of ``int8_mac_share`` whose activations are
-    quantized at run time only. ``outside_ops`` are the operators outside the delegate or, in an
-    INT8 artifact for a runtime without one, those that still compute in float.
+    quantized at run time only. ``uncounted_ops`` name operators that multiply but are in no share,
+    because their multiply-accumulates are not known. ``outside_ops`` are the operators outside the
+    delegate or, in an INT8 artifact for a runtime without one, those that still compute in float.
     """
 
     int8_mac_share: float | None
@@ -123,6 +124,7 @@ class Inspection:
     quantize_ops: int = 0
     weight_bytes: int = 0
     notes: tuple[str, ...] = ()
+    uncounted_ops: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgekit.quantize import flatbuffer as fb
-from edgekit.quantize.macs import MacOp, size_note, summarise, unreadable
+from edgekit.quantize.macs import MacOp, multiplies, size_note, summarise, unreadable
 from edgekit.quantize.xnnpack_payload import XnnpackCounts, read_payload
 from edgekit.types import Inspection
 
@@ -226,7 +226,6 @@ _TRANSPOSES = ("permute_copy", "transpose_copy", "t_copy", "_to_dim_order_copy",
 _QUANTIZE = ("quantized_decomposed::quantize", "quantized_decomposed::dequantize")
 # How many operands precede the one whose length is summed over, by kernel of torch's core set.
 _MATRIX_PRODUCTS: Mapping[str, int] = {"mm": 0, "bmm": 0, "linear": 0, "addmm": 1, "baddbmm": 1}
-_MULTIPLIES = ("conv", "linear", "mm", "matmul", "sdpa", "attention", "lstm", "gru")
 
 
 def _operator(name: str) -> str:
@@ -248,7 +247,7 @@ def _outside_op(plan: _Plan, name: str, call: _KernelCall, found: XnnpackCounts)
         x = _sizes(tensors, _MATRIX_PRODUCTS[kernel], name)
         y = _sizes(tensors, len(tensors) - 1, name)
         found.ops.append(MacOp(name, math.prod(y) * x[-1], "float", delegated=False))
-    elif any(word in kernel for word in _MULTIPLIES):
+    elif multiplies(kernel):
         found.uncounted.append(name)
 
 

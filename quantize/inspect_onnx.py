@@ -38,7 +38,9 @@ _INT8_OPS = {
 }
 # The zero point of the activation, which is computed where the quantization is dynamic.
 _ZERO_POINT = {"ConvInteger": 2, "MatMulInteger": 2, "MatMulIntegerToFloat": 4}
-_UNCOUNTED = ("Attention", "LSTM", "GRU", "RNN", "Einsum", "MatMulNBits", "MatMulBnb4")
+# Input, weights of the input and of the state.
+_RECURRENT = ("LSTM", "GRU", "RNN")
+_UNCOUNTED = ("Attention", *_RECURRENT, "Einsum", "MatMulNBits", "MatMulBnb4", "Conv")
 _QUANTIZE = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
@@ -95,8 +97,7 @@ def inspect(path: Path) -> Inspection:
         transposes=names.count("Transpose"),
         quantize_ops=sum(names.count(name) for name in _QUANTIZE),
         weight_bytes=sum(weights.values()),
-        uncounted=[name for name in names if name.endswith(_UNCOUNTED)]
-        + (["operators of unknown shape"] if unknown else []),
+        uncounted=graph.uncounted + (["operators of unknown shape"] if unknown else []),
         notes=notes,
     )
 
@@ -109,6 +110,7 @@ class _Graph:
     ) -> None:
         self.nodes = list(graph.node)
         self.fused = fused
+        self.uncounted: list[str] = []
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         self.shapes = {
             **shapes,
@@ -123,16 +125,56 @@ class _Graph:
         unknown = 0
         for node in self.nodes:
             operands = _FLOAT_OPS.get(node.op_type) or _INT8_OPS.get(node.op_type)
-            if operands is None:
-                continue
-            x, w = (node.input[position] for position in operands)
+            arithmetic: Arithmetic = "float"
             try:
-                macs = self._count(node, x, w)
+                if operands is not None:
+                    x, w = (node.input[position] for position in operands)
+                    macs = self._count(node, x, w)
+                    arithmetic = self._arithmetic(node, x, w)
+                elif node.op_type in _RECURRENT:
+                    x, *weights = (self.shapes[name] for name in node.input[:3])
+                    macs = math.prod(x[:-1]) * sum(math.prod(w) for w in weights)
+                elif node.op_type == "Einsum" and len(node.input) <= 2:
+                    macs = self._einsum(node)
+                else:
+                    self.uncounted += self._uncounted(node)
+                    continue
             except (KeyError, TypeError):  # no shape at all, or a symbol in it
                 unknown += 1
                 continue
-            found.append(MacOp(node.op_type, macs, self._arithmetic(node, x, w)))
+            if macs or operands is not None:
+                found.append(MacOp(node.op_type, macs, arithmetic))
         return found, unknown
+
+    def _einsum(self, node: Any) -> int:
+        """One multiplication for each combination of the indices; none with one operand."""
+        if len(node.input) < 2:
+            return 0
+        (equation,) = (a.s.decode() for a in node.attribute if a.name == "equation")
+        sizes: dict[str, int] = {}
+        for term, name in zip(equation.split("->")[0].split(","), node.input, strict=True):
+            shape = list(self.shapes[name])
+            letters = term.replace(" ", "")
+            before, dots, after = letters.partition("...")
+            # Named from the right, as broadcasting aligns them.
+            spread = [str(i) for i in range(len(shape) - len(before) - len(after), 0, -1)]
+            for index, size in zip(
+                [*before, *(spread if dots else []), *after], shape, strict=True
+            ):
+                sizes[index] = max(int(size), sizes.get(index, 1))
+        return math.prod(sizes.values())
+
+    def _uncounted(self, node: Any) -> list[str]:
+        """What multiplies in a node without a formula, in its bodies too."""
+        if node.op_type.endswith(_UNCOUNTED):
+            return [node.op_type]
+        bodies = [a.g for a in node.attribute if a.HasField("g")]
+        bodies += [graph for a in node.attribute for graph in a.graphs]
+        inner = [n for body in bodies for n in body.node]
+        found = [name for n in inner for name in self._uncounted(n)]
+        known = {*_FLOAT_OPS, *_INT8_OPS}
+        found += [n.op_type for n in inner if n.op_type in known]
+        return [name if " in " in name else f"{name} in {node.op_type}" for name in found]
 
     def _count(self, node: Any, x: str, w: str) -> int:
         if "Conv" in node.op_type:

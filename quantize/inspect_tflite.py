@@ -116,7 +116,8 @@ def inspect(path: Path) -> Inspection:
         transposes=ops["TRANSPOSE"],
         quantize_ops=ops["QUANTIZE"] + ops["DEQUANTIZE"],
         weight_bytes=sum(graph.weights.values()),
-        uncounted=[n for n in graph.names if n not in _OPERANDS and n.endswith(_UNCOUNTED)],
+        uncounted=[n for n in graph.names if n not in _OPERANDS and n.endswith(_UNCOUNTED)]
+        + graph.multiplies_elsewhere,
         notes=notes,
     )
 
@@ -132,6 +133,17 @@ class _Graph:
         self.operators = main.operators
         self.names = [
             fb.item(tuple(codes), op.opcode_index, "operator code") for op in self.operators
+        ]
+        # Bodies of control flow and of composite operators.
+        elsewhere = {
+            fb.item(tuple(codes), op.opcode_index, "operator code")
+            for graph in model.subgraphs[1:]
+            for op in graph.operators
+        }
+        self.multiplies_elsewhere = [
+            f"{name} in another subgraph"
+            for name in elsewhere
+            if name in _OPERANDS or name.endswith(_UNCOUNTED)
         ]
         tensors = [tensor for graph in model.subgraphs for tensor in graph.tensors]
         self.shapes = [tensor.shape for tensor in main.tensors]

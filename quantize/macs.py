@@ -7,6 +7,8 @@ back to float first saves space, not time.
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +26,14 @@ _EXPLAIN: Mapping[Arithmetic, str] = {
     "unfused": "are quantized in the file, but this runtime computes them in float",
     "other": "use other integer widths than 8 bit",
 }
+
+
+# A whole word of the name: upsample_bilinear2d multiplies no matrices, _trilinear does.
+_MULTIPLIES = re.compile(
+    r"(?:^|_)(?:conv(?:olution)?(?:[123]d)?|linear|bilinear|trilinear|(?:int|b|add|addb|baddb)?mm|"
+    r"(?:add)?mv|matmul|tensordot|einsum|attention|sdpa|lstm|gru|rnn)(?:_|$)"
+)
+_PACKING = ("_prepack", "_unpack", "_weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +63,8 @@ def summarise(
     notes: Sequence[str] = (),
 ) -> Inspection:
     """Add up ``ops``. ``uncounted`` names operators that multiply but whose MACs are not known;
-    where nothing else is there, the shares are None."""
+    where nothing else is there, the shares are None. They are outside of the shares, so whoever
+    relies on a share has to look at ``uncounted_ops`` as well."""
     total = sum(op.macs for op in ops)
     by_arithmetic: Counter[Arithmetic] = Counter()
     for op in ops:
@@ -79,6 +90,7 @@ def summarise(
             quantize_ops=quantize_ops,
             weight_bytes=weight_bytes,
             notes=tuple(said),
+            uncounted_ops=tuple(missing),
         )
     known = all(op.delegated is not None for op in ops)
     delegated = sum(op.macs for op in ops if op.delegated)
@@ -92,7 +104,19 @@ def summarise(
         quantize_ops=quantize_ops,
         weight_bytes=weight_bytes,
         notes=tuple(said),
+        uncounted_ops=tuple(missing),
     )
+
+
+def multiplies(name: str) -> bool:
+    """Whether a PyTorch operator of this name (without namespace) is a convolution, a matrix
+    product or made of them."""
+    return _MULTIPLIES.search(name) is not None and not name.endswith(_PACKING)
+
+
+def attention_macs(q: Sequence[int], k: Sequence[int], v: Sequence[int]) -> int:
+    """Both products of scaled dot-product attention, from the shapes (..., length, width)."""
+    return math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
 
 def op_counts(counts: Mapping[str, int]) -> tuple[OpCount, ...]:

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from edgekit.quantize.macs import Arithmetic, MacOp
+from edgekit.quantize.macs import Arithmetic, MacOp, attention_macs, multiplies
 
 # Position of the activation; the weight follows it.
 _MATRIX_PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "linear": 0, "mv": 0}
 _CONVOLUTIONS = ("convolution", "_convolution", "mkldnn_convolution")
-_MULTIPLIES = ("conv", "linear", "mm", "matmul", "attention", "lstm", "gru", "rnn", "einsum")
 _VIEWS = ("t", "transpose", "permute", "view", "reshape", "expand", "detach", "contiguous")
 _EIGHT_BIT = (torch.qint8, torch.quint8)
 
@@ -63,7 +62,7 @@ class CountingMode(TorchDispatchMode):
         op = self._mac_op(space, name, args, result)
         if op is not None:
             counts.ops.append(op)
-        elif any(word in name for word in _MULTIPLIES):
+        elif multiplies(name):
             counts.uncounted.append(f"{space}::{name}")
         integer = op is not None and op.arithmetic in ("static", "dynamic")
         first = result[0] if isinstance(result, tuple) and result else result
@@ -82,6 +81,13 @@ class CountingMode(TorchDispatchMode):
             x, w = args[0], args[1]
             transposed = name != "mkldnn_convolution" and bool(args[6])
             macs = (x if transposed else result).numel() * math.prod(w.shape[1:])
+        elif name.startswith("_scaled_dot_product"):
+            macs = attention_macs(*(operand.shape for operand in args[:3]))
+            return MacOp(f"aten::{name}", macs, "float")
+        elif name == "mkldnn_rnn_layer":  # input (steps, batch, in), weights of input and state
+            x, w, recurrent = args[:3]
+            macs = x.numel() // x.shape[-1] * (w.numel() + recurrent.numel())
+            return MacOp(f"aten::{name}", macs, "float")
         elif name in _MATRIX_PRODUCTS:
             at = _MATRIX_PRODUCTS[name]
             x, w = args[at], args[at + 1]

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edgekit.quantize import flatbuffer as fb
-from edgekit.quantize.macs import Arithmetic, MacOp
+from edgekit.quantize.macs import Arithmetic, MacOp, attention_macs
 
 _HEADER = struct.Struct("<4x4sHIIIQ")  # magic, length, flatbuffer offset and size, constants
 
@@ -193,8 +193,7 @@ def _mac_op(
         q, k, v = (tensor(n) for n in (operation.query_id, operation.key_id, operation.value_id))
         if not (q.dims and len(k.dims) > 1 and v.dims):
             raise fb.Damaged("an attention has operands without shape")
-        scores = math.prod(q.dims[:-1]) * k.dims[-2]
-        return scores * (q.dims[-1] + v.dims[-1]), "float"
+        return attention_macs(q.dims, k.dims, v.dims), "float"
     assert isinstance(operation, _Conv | _FullyConnected | _Product)
     second = operation.input2_id if isinstance(operation, _Product) else operation.filter_id
     x, w, y = (tensor(n) for n in (operation.input1_id, second, operation.output_id))

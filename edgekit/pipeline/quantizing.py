@@ -207,19 +207,42 @@ def _broken_promise(candidate: Candidate, found: Inspection) -> CandidateFailure
     promised = MIN_INT8_MAC_SHARE.get(candidate.recipe.name)
     if promised is None:
         return None
-    # What is quantized at run time only is not what a static recipe promises.
-    share = (found.int8_mac_share or 0.0) - (found.dynamic_mac_share or 0.0)
-    if share >= promised:
+    message = _why_broken(candidate.recipe.name, found, promised)
+    if not message:
         return None
     return CandidateFailure(
         candidate=candidate.id,
         runtime=candidate.runtime,
         stage="inspect",
         kind="label",
-        message=f"It is called {candidate.recipe.name}, but only {share:.0%} of its "
-        f"multiply-accumulates are in int8 ({promised:.0%} promised).",
-        remedy="`edgekit inspect` on the file lists the operators that stayed float.",
+        message=message,
+        remedy="`edgekit inspect` on the file lists the operators that stayed float; "
+        "--recipes fp32 makes float artifacts only.",
     )
+
+
+def _why_broken(recipe: str, found: Inspection, promised: float) -> str:
+    """What an artifact lacks of the share that its recipe promises; empty where nothing."""
+    uncounted = ", ".join(found.uncounted_ops)
+    if found.int8_mac_share is not None:
+        # What is quantized at run time only is not what a static recipe promises.
+        share = found.int8_mac_share - (found.dynamic_mac_share or 0.0)
+        if share < promised:
+            return (
+                f"It is called {recipe}, but only {share:.0%} of its multiply-accumulates are in "
+                f"int8 ({promised:.0%} promised)."
+            )
+    elif not uncounted:
+        return (
+            f"It is called {recipe}, but there is no convolution or matrix product in it, so INT8 "
+            "gives nothing here."
+        )
+    if uncounted:
+        return (
+            f"It is called {recipe}, but what it multiplies cannot all be seen to be in int8: "
+            f"{uncounted}."
+        )
+    return ""
 
 
 def _failure(candidate: Candidate, stage: Any, error: EdgekitError) -> CandidateFailure:
