@@ -4,6 +4,9 @@ A TorchScript file names its operators but not their shapes, and int8 weights ar
 One run under a dispatch mode tells both exactly, control flow and all. The shapes of the inputs are
 in edgekit's own files (:func:`input_files`) and in traced ones; for others (scripted, frozen) they
 are guessed and a note says so.
+
+Nothing of a file is loaded or run unless its text holds plain tensor operators only
+(:mod:`edgekit.quantize.torchscript_code`): somebody else's program may do anything.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import MissingExtra, UsageError
+from edgekit.quantize import torchscript_code
 from edgekit.quantize.macs import size_note, summarise, unreadable
 from edgekit.types import Inspection, TensorSpec
 
@@ -44,9 +48,19 @@ def inspect(path: Path) -> Inspection:
         MissingExtra: torch is not installed.
     """
     parts = _parts(path)
-    model, described = _load(path)
     notes = [size_note(path, parts)]
-    counts = _run(model, _described_inputs(path, described), notes)
+    try:
+        code = torchscript_code.read(path)
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise unreadable(path, _LABEL, error) from error
+    if code.effects:
+        notes.append(
+            f"not run: its code has more than plain tensor operators ({', '.join(code.effects)})"
+        )
+        counts = None
+    else:
+        model, described = _load(path)
+        counts = _run(model, _described_inputs(path, described), notes)
     if counts is None:
         return summarise(
             [],
@@ -54,7 +68,7 @@ def inspect(path: Path) -> Inspection:
             transposes=0,
             quantize_ops=0,
             weight_bytes=parts["tensors"],
-            uncounted=["operators of unknown shape"],
+            uncounted=code.products or ["operators of unknown shape"],
             notes=notes,
         )
     quantized = any(op.arithmetic in ("static", "dynamic") for op in counts.ops)

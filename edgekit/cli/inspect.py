@@ -34,6 +34,9 @@ def inspect(
 
     Counted are the multiply-accumulates of convolutions and matrix products: how many of them run
     in int8, and how many inside the runtime's accelerated delegate.
+
+    A TorchScript file (.pt) is run once on zeros to count what it does, but only if its code holds
+    nothing but plain tensor operators. One that reads or writes files is not loaded at all.
     """
     if not path.exists():
         raise UsageError(f"There is no file or folder {path}.")

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from edgekit.errors import MissingExtra, UsageError
+from edgekit.quantize import torchscript_code
 from edgekit.quantize.inspect_torchscript import input_files, inspect
 from edgekit.types import TensorSpec
 from tests.quantize import inspect_nets as nets
@@ -190,3 +191,76 @@ def test_without_torch(files: Callable[[str], Path], monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingExtra, match="torch"):
         inspect(path)
+
+
+class _Writes(nn.Module):
+    """Saves a tensor to a file whenever it is run."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch.save(x, self.path)
+        return 2 * x
+
+
+class _WritesOnLoad(_Writes):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return (self.path, self.training)
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.path = state[0]
+        self.training = state[1]
+        torch.save(torch.zeros(1), state[0])
+
+
+@pytest.mark.parametrize("module", [_Writes, _WritesOnLoad])
+def test_program_that_writes_files_is_neither_run_nor_loaded(
+    module: type[_Writes], tmp_path: Path
+) -> None:
+    proof = tmp_path / "proof"
+    torch.jit.script(module(str(proof))).save(str(tmp_path / "writes.pt"))
+    program = torch.jit.load(str(tmp_path / "writes.pt"))
+    if module is _Writes:
+        program(torch.zeros(1, 3, 8, 8))
+    assert proof.exists(), "the program does write"
+    proof.unlink()
+    found = inspect(tmp_path / "writes.pt")
+    assert not proof.exists()
+    assert any("not run" in note and "(save)" in note for note in found.notes)
+    assert found.macs is None
+
+
+@pytest.mark.parametrize(
+    ("line", "effect"),
+    [
+        ('x.save("/tmp/f")', "save"),
+        ('getattr(torch, "from_file")("/tmp/f")', "from_file"),
+        ('getattr(x, "sa\\x76e")("/tmp/f")', "save"),
+        ("t = torch", "torch under another name"),
+        ("o = ops", "ops under another name"),
+        ('ops.c10d.send([x], "group", 0, 0)', "c10d::send"),
+        ('f = r"\\"', "code that cannot be read"),
+    ],
+)
+def test_effects_in_other_forms_are_found(
+    files: Callable[[str], Path], tmp_path: Path, line: str, effect: str
+) -> None:
+    path = tmp_path / "rewritten.pt"
+    with zipfile.ZipFile(files("frozen")) as good, zipfile.ZipFile(path, "w") as bad:
+        for name in good.namelist():
+            text = good.read(name)
+            if name.endswith(".py"):
+                text = text.replace(b"    return ", f"    {line}\n    return ".encode())
+                name = name.replace(".py", ".PY")
+            bad.writestr(name, text)
+    found = torchscript_code.read(path)
+    assert effect in found.effects
+    assert "aten::linear" in found.products
+    assert torchscript_code.read(files("frozen")).effects == ()

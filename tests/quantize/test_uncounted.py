@@ -73,7 +73,7 @@ def _save(
     path: Path, nodes: Sequence[onnx.NodeProto], out: Sequence[int], **shapes: object
 ) -> Path:
     inputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)  # type: ignore[arg-type]
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
         for name, shape in shapes.items()
         if isinstance(shape, list)
     ]
