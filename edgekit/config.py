@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
 from edgekit.errors import ConfigError
-from edgekit.types import Budget, Preprocess, Target
+from edgekit.types import Budget, Metric, Preprocess, Target
 
 FILE_NAME = "edgekit.toml"
 
@@ -42,7 +42,7 @@ class DataConfig:
     calib: str | None = None
     eval: str | None = None
     report: str | None = None
-    metric: Literal["auto", "top1", "agreement", "cosine"] = "auto"
+    metric: Literal["auto"] | Metric = "auto"
 
 
 @dataclass(frozen=True, slots=True)

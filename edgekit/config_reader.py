@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from edgekit import registry
 from edgekit.config import (
@@ -24,7 +24,7 @@ from edgekit.config_values import anchored, default_model_name, parse_shape, pat
 from edgekit.errors import ConfigError, UsageError
 from edgekit.preprocess_config import read_preprocess
 from edgekit.toml_reader import Section, key_lines, one_of, whole
-from edgekit.types import Budget, Preprocess, Target
+from edgekit.types import Budget, Metric, Preprocess, Target
 
 SCHEMA = 1
 TABLES = ("model", "preprocess", "data", "quantize", "budget", "probe", "targets")
@@ -214,12 +214,12 @@ class _Document:
 
     def _data(self) -> DataConfig:
         table = self.section("data")
-        metric = table.choice("metric", "auto", ("auto", "top1", "agreement", "cosine"))
+        metric = table.choice("metric", "auto", ("auto", *get_args(Metric)))
         found = DataConfig(
             calib=table.text("calib") or None,
             eval=table.text("eval") or None,
             report=table.text("report") or None,
-            metric=cast(Literal["auto", "top1", "agreement", "cosine"], metric),
+            metric=cast(Literal["auto"] | Metric, metric),
         )
         table.finish()
         return found

@@ -11,13 +11,14 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from edgekit import stats
+from edgekit import quality, stats
 from edgekit.types import (
     Artifact,
     Budget,
     Candidate,
     CandidateFailure,
     DeviceFacts,
+    GoldenCheck,
     Interval,
     Manifest,
     ProbeResult,
@@ -57,15 +58,23 @@ def tie_break(c: Candidate) -> tuple[float, int, int, str]:
     return (rss, c.size_bytes, c.threads, c.artifact_id)
 
 
-def over_budget(candidate: Candidate, budget: Budget) -> list[str]:
-    """Every limit that the candidate breaks, in words with figures."""
+def over_budget(
+    candidate: Candidate, budget: Budget, checks: Sequence[GoldenCheck] = ()
+) -> list[str]:
+    """Every limit that the candidate breaks, in words with figures.
+
+    ``checks`` are of its outputs on the device: they tell which output the drop is of, and each has
+    to be like float at all, whatever the metric sees.
+    """
     reasons = []
     drop, rss = candidate.drop, candidate.peak_rss_bytes
     if drop is None or not math.isfinite(drop):
         reasons.append("its outputs on the device were not compared")
     elif drop > budget.max_drop + _ROUNDING:
         d = apart(drop, budget.max_drop)
-        reasons.append(f"drop {number(drop, d)} > budget {number(budget.max_drop, d)}")
+        where = _worst_output(checks)
+        reasons.append(f"drop{where} {number(drop, d)} > budget {number(budget.max_drop, d)}")
+    reasons += [why for c in checks if (why := quality.unlike_float(c.output, c.sqnr_db_float))]
     if budget.max_size_bytes is not None and candidate.size_bytes > budget.max_size_bytes:
         reasons.append(_more("size", candidate.size_bytes, budget.max_size_bytes))
     if budget.max_rss_bytes is not None:
@@ -74,6 +83,12 @@ def over_budget(candidate: Candidate, budget: Budget) -> list[str]:
         elif rss > budget.max_rss_bytes:
             reasons.append(_more("peak RSS", rss, budget.max_rss_bytes))
     return reasons
+
+
+def _worst_output(checks: Sequence[GoldenCheck]) -> str:
+    """Such as `` of output boxes``; empty where there is only one output."""
+    drops = [(check.drop, check.output) for check in checks if check.drop is not None]
+    return f" of output {max(drops)[1]}" if len(drops) > 1 else ""
 
 
 def _more(what: str, value: int, limit: int) -> str:

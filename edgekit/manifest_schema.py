@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -192,7 +193,7 @@ def _break(value: Any, rule: _Rule, name: str) -> str:
         if pattern and not re.fullmatch(pattern, value):
             return f"{name}: {value!r:.80} is not of the form {pattern}"
     elif isinstance(value, (int, float)):
-        if value < rule.get("minimum", value) or value <= rule.get("exclusiveMinimum", value - 1):
+        if value < rule.get("minimum", value) or value <= rule.get("exclusiveMinimum", -math.inf):
             return f"{name}: {value} is too small"
         if value > rule.get("maximum", value):
             return f"{name}: {value} is too large (at most {rule['maximum']})"

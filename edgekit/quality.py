@@ -27,7 +27,12 @@ SQNR_CAP_DB = 200.0
 
 WORST_ERROR = float(np.finfo(np.float32).max)
 
+MIN_SQNR_DB = 6.0
+"""Below this a quarter of an output's power is error: it is another output, whatever the metric of
+the first one says. Working INT8 artifacts lie between 10 and 40 dB."""
+
 _BLOCK_ELEMENTS = 1 << 20
+_METRIC_REMEDY = 'Set metric = "agreement", "cosine" or "relative_error".'
 
 
 def sqnr_db(reference: Array, other: Array) -> float:
@@ -78,18 +83,34 @@ def output_quality(
     )
 
 
+def unlike_float(output: str, sqnr: float) -> str:
+    """Says that an output's SQNR against float is below `MIN_SQNR_DB`; empty where it is not."""
+    if sqnr >= MIN_SQNR_DB:
+        return ""
+    return (
+        f"output {output} is at {sqnr:.1f} dB against the float model (at least {MIN_SQNR_DB:g} dB)"
+    )
+
+
 def top1_agreement(reference: Array, other: Array) -> float:
     """Fraction (0..1) of positions with the same largest class; shape (n, ..., C), classes last.
 
-    Equal scores count for the first of them, as in numpy. A position with NaN never agrees.
+    Equal scores count for the first of them, as in numpy. A single score (C = 1) is one of two
+    classes: see `metric_drop`. A position with NaN never agrees.
     """
+    threshold = _threshold(reference)
     agree = total = 0
     for ref, out in _blocks(reference, other):
-        same = np.argmax(ref, axis=-1) == np.argmax(out, axis=-1)
+        same = _classes(ref, threshold) == _classes(out, threshold)
         same &= ~np.isnan(out).any(axis=-1)
         agree += int(np.count_nonzero(same))
         total += same.size
     return agree / total
+
+
+def agreement(metric: Metric, reference: Array, other: Array) -> float | None:
+    """`top1_agreement` of a first output; None where its metric says that it has no classes."""
+    return top1_agreement(reference, other) if metric in ("top1", "agreement") else None
 
 
 def float_metric(
@@ -98,7 +119,8 @@ def float_metric(
     """Top-1 accuracy (0..1) of the float model for ``"top1"``; None for metrics relative to it."""
     if metric != "top1":
         return None
-    return _accuracy(float_outputs[0], _checked_labels(float_outputs[0], labels))
+    first = float_outputs[0]
+    return _accuracy(first, _checked_labels(first, labels), _threshold(first))
 
 
 def metric_drop(
@@ -107,35 +129,70 @@ def metric_drop(
     outputs: Sequence[Array],
     labels: Array | None,
 ) -> float:
-    """What the artifact loses against the float model, absolute (0.01 = one point).
+    """What the artifact loses against the float model: the worst of `output_drops`; same raises."""
+    return max(output_drops(metric, float_outputs, outputs, labels))
 
-    ``top1``: accuracy of the float model minus that of the artifact (negative where it gained).
-    ``agreement``: 1 - top-1 agreement. ``cosine``: 1 - mean over samples of the cosine between the
-    flattened outputs. The first output tensor decides. ``labels``: (n,) integers, for ``top1``.
+
+def output_drops(
+    metric: Metric,
+    float_outputs: Sequence[Array],
+    outputs: Sequence[Array],
+    labels: Array | None,
+) -> tuple[float, ...]:
+    """What each output loses against the float model's, absolute (0.01 = one point).
+
+    The first output by ``metric``, each other one by what `pick_metric` gives for it without
+    labels.
+
+    ``top1``: accuracy of the float model minus that of the artifact (negative where it gained). A
+    single score per sample is that of class 1 of two, from 0.5 on where all scores of the float
+    model lie in 0..1 and else from 0 on. ``agreement``: 1 - top-1 agreement. ``cosine``: 1 - mean
+    over samples of the cosine between the flattened outputs. ``relative_error``: squared error over
+    all samples relative to the float output's squared distance from its own mean, at most 1; so a
+    constant loses everything (1 - R^2, the fraction of variance unexplained).
+
+    Args:
+        labels: (n,) integers, for ``top1``.
 
     Raises:
         DataError: ``top1`` without labels, or labels that the outputs have no class for.
     """
-    reference, other = float_outputs[0], outputs[0]
-    if metric == "top1":
-        checked = _checked_labels(reference, labels)
-        _check_shapes(reference, other)
-        return _accuracy(reference, checked) - _accuracy(other, checked)
-    if metric == "agreement":
-        return 1.0 - top1_agreement(reference, other)
-    return 1.0 - _mean_cosine(reference, other)
+    if not 0 < len(float_outputs) == len(outputs):
+        raise EdgekitError(
+            f"Compared were {len(float_outputs)} outputs of the float model with {len(outputs)} "
+            "of the artifact."
+        )
+    metrics = [metric, *(pick_metric(None, [reference]) for reference in float_outputs[1:])]
+    return tuple(
+        _drop(one, reference, other, labels)
+        for one, reference, other in zip(metrics, float_outputs, outputs, strict=True)
+    )
 
 
 def pick_metric(labels: Array | None, outputs: Sequence[Array]) -> Metric:
-    """The metric that fits, for ``metric = "auto"``.
+    """The metric that fits the first output, for ``metric = "auto"``.
 
-    One score per class (n, [1,] C >= 2) gives ``top1`` with labels and ``agreement`` without. Rows
-    of length one that are no probabilities are an embedding, and anything else (maps, boxes,
-    single values) has no top-1: both give ``cosine``.
+    One score per class (n, [1,] C >= 2) gives ``top1`` with labels and ``agreement`` without; a
+    single score gives ``top1`` with labels of 0 and 1. Rows of length one that are no probabilities
+    are an embedding: ``cosine``. Anything else (maps, boxes, single values, integers) has neither
+    classes nor a direction: ``relative_error``.
+
+    Raises:
+        DataError: there are labels other than 0 and 1 for a single score.
     """
     first = outputs[0]
-    if first.ndim < 2 or math.prod(first.shape[1:-1]) != 1 or first.shape[-1] < 2:
-        return "cosine"
+    if first.ndim < 2 or math.prod(first.shape[1:-1]) != 1 or first.dtype.kind != "f":
+        return "relative_error"
+    if first.shape[-1] == 1:
+        if labels is None:
+            return "relative_error"
+        if not np.isin(labels, (0, 1)).all():
+            raise DataError(
+                "The model gives a single value per sample, but the labels are not only 0 and 1; "
+                "whether that is a regression or a score cannot be told.",
+                remedy='Set metric = "relative_error" for a regression, or correct the labels.',
+            )
+        return "top1"
     if labels is not None:
         return "top1"
     head = np.asarray(first[:256], dtype=np.float64).reshape(-1, first.shape[-1])
@@ -144,6 +201,35 @@ def pick_metric(labels: Array | None, outputs: Sequence[Array]) -> Metric:
     if unit_length and (head < 0).any():
         return "cosine"
     return "agreement"
+
+
+def _drop(metric: Metric, reference: Array, other: Array, labels: Array | None) -> float:
+    _check_shapes(reference, other)
+    if metric == "top1":
+        checked, threshold = _checked_labels(reference, labels), _threshold(reference)
+        return _accuracy(reference, checked, threshold) - _accuracy(other, checked, threshold)
+    if metric == "agreement":
+        return 1.0 - top1_agreement(reference, other)
+    if metric == "cosine":
+        return 1.0 - _mean_cosine(reference, other)
+    return _relative_error(reference, other)
+
+
+def _threshold(reference: Array) -> float:
+    """From where on a single score means class 1; of no use where there are more scores."""
+    if reference.shape[-1] != 1:
+        return 0.0
+    probabilities = all(((ref >= 0) & (ref <= 1)).all() for ref, _ in _blocks(reference, reference))
+    return 0.5 if probabilities else 0.0
+
+
+def _classes(scores: Array, threshold: float) -> Array:
+    """The class of each position; shape (n, ..., C) gives (n, ...)."""
+    if scores.shape[-1] == 1:
+        above: Array = scores[..., 0] >= threshold
+        return above.astype(np.int64)
+    found: Array = np.argmax(scores, axis=-1)
+    return found
 
 
 def _errors(reference: Array, other: Array) -> Iterator[tuple[Array, Array]]:
@@ -186,13 +272,14 @@ def _checked_labels(outputs: Array, labels: Array | None) -> Array:
             "The metric top1 needs labels, and the evaluation set has none.",
             remedy='Add labels, or set metric = "agreement".',
         )
-    classes, n = outputs.shape[-1], outputs.shape[0]
-    if outputs.size == 0 or outputs.size != n * classes or labels.shape != (n,):
+    scores, n = outputs.shape[-1], outputs.shape[0]
+    if outputs.size == 0 or outputs.size != n * scores or labels.shape != (n,):
         raise DataError(
             f"The metric top1 needs one label and one row of scores per sample; there are "
             f"{labels.size} labels for outputs of shape {outputs.shape}.",
-            remedy='Set metric = "agreement" or "cosine".',
+            remedy=_METRIC_REMEDY,
         )
+    classes = max(2, scores)
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))
     if wrong.size:
         first = int(wrong[0])
@@ -204,12 +291,12 @@ def _checked_labels(outputs: Array, labels: Array | None) -> Array:
     return labels
 
 
-def _accuracy(outputs: Array, labels: Array) -> float:
+def _accuracy(outputs: Array, labels: Array, threshold: float) -> float:
     rows = max(1, _BLOCK_ELEMENTS // outputs.shape[-1])
     right = 0
     for start in range(0, labels.size, rows):
         block = np.asarray(outputs[start : start + rows]).reshape(-1, outputs.shape[-1])
-        hit = np.argmax(block, axis=-1) == labels[start : start + rows]
+        hit = _classes(block, threshold) == labels[start : start + rows]
         right += int(np.count_nonzero(hit & ~np.isnan(block).any(axis=-1)))
     return right / labels.size
 
@@ -230,3 +317,26 @@ def _mean_cosine(reference: Array, other: Array) -> float:
         # Two zero vectors are the same answer, though their angle is undefined.
         total += float(np.sum(np.where(same, 1.0, cosine)))
     return total / len(reference)
+
+
+def _relative_error(reference: Array, other: Array) -> float:
+    """1 - R^2 within 0..1, over all elements of all samples with one common mean.
+
+    Where the reference itself is one constant, the error is relative to its square.
+    """
+    finite, total, highest, lowest = 0, 0.0, -math.inf, math.inf
+    for ref, _ in _blocks(reference, reference):
+        values = ref[np.isfinite(ref)]
+        finite += values.size
+        total += float(values.sum())
+        highest = max(highest, float(values.max(initial=-math.inf)))
+        lowest = min(lowest, float(values.min(initial=math.inf)))
+    # Of a constant the sum is rounded, and the distance from that mean would be dust.
+    mean = 0.0 if highest == lowest else total / max(1, finite)
+    spread = noise = 0.0
+    for ref, err in _errors(reference, other):
+        spread += float(np.sum(np.square(ref - mean), where=np.isfinite(ref)))
+        noise += float(np.sum(np.square(err)))
+    if noise == 0.0:
+        return 0.0
+    return min(1.0, noise / spread) if spread > 0.0 and math.isfinite(noise) else 1.0

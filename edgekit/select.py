@@ -123,7 +123,7 @@ def _judge(artifact: Artifact, probe: ProbeResult, budget: Budget, objective: Ob
         estimates = {n: stats.estimate(probe.latency_ns, q) for n, q in _QUANTILES.items()}
     except MeasurementInvalid as error:
         return _Judged(replace(candidate, reason=f"no latency: {error.message}"))
-    why = "; ".join(explain.over_budget(candidate, budget))
+    why = "; ".join(explain.over_budget(candidate, budget, probe.golden))
     candidate = replace(
         candidate,
         p50_ns=estimates["p50"].interval(),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Precision = Literal["fp32", "int8"]
-Metric = Literal["top1", "agreement", "cosine"]
+Metric = Literal["top1", "agreement", "cosine", "relative_error"]
 
 #: Element sizes of the dtypes that tensors may have.
 BYTES_PER_ELEMENT: Mapping[str, int] = {
@@ -186,7 +186,8 @@ class OutputQuality:
 class EvalResult:
     """One artifact on one evaluation set, measured on the host (a preview; the device decides).
 
-    ``drop`` is the loss of the labelled metric, else 1 - agreement (or 1 - mean cosine) with float.
+    ``drop`` is that of the worst output: of the first by the evaluation's metric, of the others
+    against float (:func:`edgekit.quality.output_drops`).
     """
 
     artifact_id: str
@@ -310,20 +311,24 @@ class ProbeRequest:
 
 @dataclass(frozen=True, slots=True)
 class GoldenCheck:
-    """One output tensor of the golden replay on the device, over all golden samples."""
+    """One output tensor of the golden replay on the device, over all golden samples.
+
+    ``drop`` is this output's own; None in results of earlier versions.
+    """
 
     output: str
     sqnr_db_float: float
     max_abs_err_float: float
     sqnr_db_host: float
     max_abs_err_host: float
+    drop: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
     """What one measurement gave. Times in nanoseconds, raw, one entry (or list) per process.
 
-    ``drop`` is the accuracy drop over the golden samples, from the device's own outputs.
+    ``drop`` is that of the worst output over the golden samples, from the device's own outputs.
     """
 
     schema: int

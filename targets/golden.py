@@ -57,6 +57,7 @@ def compare(
     reference = [bundle.tensor(tensor) for tensor in golden.outputs]
     own = host_outputs(bundle, artifact)
     labels = None if golden.labels is None else bundle.tensor(golden.labels)
+    drops = quality.output_drops(golden.metric, reference, outputs, labels)
     checks = tuple(
         GoldenCheck(
             output=spec.name,
@@ -64,18 +65,18 @@ def compare(
             max_abs_err_float=quality.max_abs_err(ref, out),
             sqnr_db_host=quality.sqnr_db(host, out),
             max_abs_err_host=quality.max_abs_err(host, out),
+            drop=drop,
         )
-        for spec, ref, host, out in zip(artifact.outputs, reference, own, outputs, strict=True)
+        for spec, ref, host, out, drop in zip(
+            artifact.outputs, reference, own, outputs, drops, strict=True
+        )
     )
-    agreement = None
-    if golden.metric != "cosine":
-        agreement = quality.top1_agreement(reference[0], outputs[0])
     return Replayed(
         checks=checks,
         host_sqnr_db=tuple(quality.sqnr_db(r, h) for r, h in zip(reference, own, strict=True)),
         n=golden.n,
-        top1_agreement=agreement,
-        drop=quality.metric_drop(golden.metric, reference, outputs, labels),
+        top1_agreement=quality.agreement(golden.metric, reference[0], outputs[0]),
+        drop=max(drops),
         host_drop=quality.metric_drop(golden.metric, reference, own, labels),
     )
 
@@ -84,7 +85,8 @@ def broken_promises(replayed: Replayed) -> list[str]:
     """Why these outputs may not go live; empty where they may.
 
     Each output has to be the host's within MIN_HOST_SQNR_DB, and as close to float as the bundle
-    says, less SQNR_MARGIN_DB; the drop may be worse than the host's by one sample.
+    says, less SQNR_MARGIN_DB, but never below `quality.MIN_SQNR_DB`: a bundle may hold an artifact
+    that is bad on the host already. The drop may be worse than the host's by one sample.
     """
     problems = []
     for check, promised in zip(replayed.checks, replayed.host_sqnr_db, strict=True):
@@ -94,7 +96,9 @@ def broken_promises(replayed: Replayed) -> list[str]:
                 f"outputs on the host (at least {MIN_HOST_SQNR_DB:.0f} dB)"
             )
         least = min(promised - SQNR_MARGIN_DB, FLOAT_SQNR_DB)
-        if check.sqnr_db_float < least:
+        if unlike := quality.unlike_float(check.output, check.sqnr_db_float):
+            problems.append(unlike)
+        elif check.sqnr_db_float < least:
             problems.append(
                 f"output {check.output} is at {check.sqnr_db_float:.1f} dB against the float model "
                 f"(the bundle promises {promised:.1f} dB)"

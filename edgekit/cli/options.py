@@ -69,7 +69,8 @@ ReportSet = Annotated[
     ),
 ]
 MetricOption = Annotated[
-    str | None, typer.Option("--metric", help="auto (default), top1, agreement or cosine.")
+    str | None,
+    typer.Option("--metric", help="auto (default), top1, agreement, cosine or relative_error."),
 ]
 Runtimes = Annotated[
     list[str] | None,

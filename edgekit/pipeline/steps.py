@@ -286,7 +286,7 @@ def _quality(
     return EvalResult(
         artifact_id=artifact_id,
         drop=quality.metric_drop(metric, wanted, given, labels),
-        top1_agreement=None if metric == "cosine" else quality.top1_agreement(wanted[0], given[0]),
+        top1_agreement=quality.agreement(metric, wanted[0], given[0]),
         outputs=quality.output_quality(names, wanted, given),
     )
 

@@ -55,7 +55,7 @@ def quantize_summary(
     for column in ("MB", "of\nfloat", "int8\nMACs"):
         table.add_column(column, justify="right", overflow="fold")
     for evaluation in manifest.evals:
-        agreement = "agree" if evaluation.metric == "cosine" else "top-1"
+        agreement = "top-1" if evaluation.metric in ("top1", "agreement") else "agree"
         title = f"{view.evaluation_title(evaluation)}\nn={evaluation.n}\nSQNR dB"
         for column in (title, agreement, "drop"):
             table.add_column(column, justify="right", overflow="fold")

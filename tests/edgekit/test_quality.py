@@ -115,6 +115,79 @@ def test_drop_without_labels() -> None:
     assert quality.metric_drop("cosine", [LOGITS], [LOGITS * 3], None) == pytest.approx(0, abs=1e-6)
 
 
+def auto_drop(reference: np.ndarray, other: np.ndarray) -> float:
+    return quality.metric_drop(quality.pick_metric(None, [reference]), [reference], [other], None)
+
+
+DEPTH = rng.uniform(2, 80, size=(6, 1, 1, 16, 16)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("reference", "other"),
+    [
+        (LOGITS[..., 0], LOGITS[::-1, :, 0] * 10),
+        (1 / (1 + np.exp(-LOGITS[..., :1])), np.full((40, 1, 1), 0.5)),
+        (DEPTH, np.full_like(DEPTH, 0.0014)),
+        (DEPTH, np.full_like(DEPTH, DEPTH.mean())),
+        (DEPTH, np.where(np.arange(6)[:, None, None, None, None] == 3, np.nan, DEPTH)),
+        (DEPTH, -DEPTH),
+    ],
+)
+def test_nothing_is_left_of_a_single_value_or_map_that_says_nothing(
+    reference: np.ndarray, other: np.ndarray
+) -> None:
+    assert auto_drop(reference, other) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_relative_error_is_one_minus_r_squared() -> None:
+    truth = LOGITS[..., :1].astype(np.float64)
+    noise = rng.normal(size=truth.shape)
+    expected = np.sum((0.1 * noise) ** 2) / np.sum((truth - truth.mean()) ** 2)
+    for offset in (0.0, 1e6):  # the distance from zero says nothing about what a value tells
+        assert auto_drop(truth + offset, truth + offset + 0.1 * noise) == pytest.approx(
+            expected, rel=1e-3
+        )
+    assert auto_drop(truth, truth) == 0.0
+
+
+def test_the_relative_error_of_constants_is_relative_to_their_square() -> None:
+    same = np.full((7, 1), 0.1)
+    assert auto_drop(same, same) == 0.0
+    assert auto_drop(same, same * 0.9) == pytest.approx(0.01)
+    assert auto_drop(same * 0, same * 0) == 0.0
+    assert auto_drop(same * 0, same) == 1.0
+    assert auto_drop(np.full((7, 1), np.inf), same) == 1.0
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.5])
+def test_a_single_score_with_labels_is_that_of_class_one(bias: float) -> None:
+    """As logits around 0 and as probabilities around 0.5."""
+    labels = (np.arange(40) % 2).astype(np.int64)
+    size = np.where(labels == 1, 0.4, -0.4)
+    size[:4] *= -1
+    scores = (size + bias).reshape(40, 1).astype(np.float32)
+    assert quality.pick_metric(labels, [scores]) == "top1"
+    assert quality.float_metric("top1", [scores], labels) == 0.9
+    constant = np.full_like(scores, bias)
+    assert quality.metric_drop("top1", [scores], [constant], labels) == pytest.approx(0.4)
+    assert quality.agreement("top1", scores, constant) == 0.5
+    assert quality.agreement("relative_error", scores, constant) is None
+    assert quality.metric_drop("top1", [scores], [scores * np.nan], labels) == 0.9
+    with pytest.raises(DataError, match=r"Label 2 of sample 1 .* 0\.\.1"):
+        quality.metric_drop("top1", [scores], [scores], labels * 2)
+
+
+def test_the_worst_output_decides_by_a_metric_of_its_own() -> None:
+    float_outputs = [LOGITS, DEPTH.repeat(7, axis=0)[:40], LOGITS[:, :, :5]]
+    flat = np.full_like(float_outputs[1], 3.0)
+    outputs = [LOGITS, flat, -float_outputs[2]]
+    assert quality.output_drops("top1", float_outputs, outputs, LABELS) == (0.0, 1.0, 1.0)
+    assert quality.metric_drop("top1", float_outputs, outputs, LABELS) == 1.0
+    assert quality.metric_drop("top1", float_outputs, float_outputs, LABELS) == 0.0
+    with pytest.raises(EdgekitError, match="3 outputs of the float model with 1"):
+        quality.metric_drop("top1", float_outputs, outputs[:1], LABELS)
+
+
 def test_cosine_of_broken_and_of_zero_vectors() -> None:
     vectors = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [2.0, 0.0]])
     other = np.array([[0.0, 0.0], [0.0, 0.0], [np.nan, 1.0], [1.0, 0.0]])
@@ -143,8 +216,17 @@ def test_pick_metric() -> None:
     assert quality.pick_metric(None, [LOGITS]) == "agreement"
     assert quality.pick_metric(None, [one_hot]) == "agreement"
     assert quality.pick_metric(None, [unit]) == "cosine"
-    assert quality.pick_metric(LABELS, [rng.normal(size=(40, 1, 3, 8, 8))]) == "cosine"
-    assert quality.pick_metric(None, [LOGITS[..., :1]]) == "cosine"
+    assert quality.pick_metric(LABELS, [rng.normal(size=(40, 1, 3, 8, 8))]) == "relative_error"
+    assert quality.pick_metric(None, [LOGITS[..., :1]]) == "relative_error"
+    assert quality.pick_metric(None, [LOGITS.astype(np.int64)]) == "relative_error"
+    assert quality.pick_metric(LABELS % 2, [LOGITS[..., :1]]) == "top1"
+
+
+@pytest.mark.parametrize("labels", [LABELS, np.full(40, -1), LABELS % 2 + 1])
+def test_whole_numbers_for_a_single_value_are_not_taken_for_classes(labels: np.ndarray) -> None:
+    with pytest.raises(DataError, match="not only 0 and 1") as caught:
+        quality.pick_metric(labels, [LOGITS[..., :1]])
+    assert "relative_error" in caught.value.remedy
 
 
 def test_blocks_of_a_memory_map_give_what_the_whole_gives(
@@ -162,6 +244,7 @@ def test_blocks_of_a_memory_map_give_what_the_whole_gives(
             quality.max_abs_err(ref, out),
             quality.top1_agreement(ref, out),
             quality.metric_drop("cosine", [ref], [out], None),
+            quality.metric_drop("relative_error", [ref], [out], None),
             quality.metric_drop("top1", [ref], [out], LABELS),
         ]
 

@@ -50,6 +50,22 @@ def test_nan_and_infinity_never_pass(bundle: Bundle, value: float) -> None:
     assert any("output y0" in problem for problem in _problems(bundle, outputs))
 
 
+def test_the_drop_is_of_the_worst_output(bundle: Bundle) -> None:
+    outputs = _outputs(bundle)
+    outputs[7] = outputs[7][..., ::-1]
+    replayed = golden.compare(bundle, bundle.artifact(ONNX), outputs)
+    drops = [check.drop for check in replayed.checks]
+    assert drops[7] and replayed.drop == drops[7] and not any(drops[:7] + drops[8:])
+    assert replayed.top1_agreement == 1.0
+
+
+def test_what_is_far_from_float_never_passes_even_if_the_host_gave_the_same(
+    bundle: Bundle,
+) -> None:
+    found = golden.broken_promises(_replayed(200.0, -0.3, -0.3, 0.0625))
+    assert found == ["output y is at -0.3 dB against the float model (at least 6 dB)"]
+
+
 def _replayed(host: float, device_float: float, promised: float, drop: float) -> golden.Replayed:
     check = GoldenCheck("y", device_float, 0.1, host, 0.1)
     return golden.Replayed((check,), (promised,), 16, 1 - drop, drop, host_drop=0.0625)
