@@ -262,7 +262,7 @@ def test_bad_data_is_refused_before_any_work(
 
 
 def test_no_int8_within_the_budget_is_3_and_a_float_one_is_deployed(tmp_path: Path) -> None:
-    project = make_project(tmp_path, ["torchscript"], model=HOPELESS)
+    project = make_project(tmp_path, ["onnx"], model=HOPELESS)
     made = command(project, "quantize", "--json")
     assert made.code == 3, made.err
     assert "No INT8 artifact keeps a drop of 0.2 on this host" in made.err
@@ -270,13 +270,13 @@ def test_no_int8_within_the_budget_is_3_and_a_float_one_is_deployed(tmp_path: Pa
     document = made.document
     assert document["within_budget"] == []
     drops = {result["artifact_id"]: result["drop"] for result in document["evals"][0]["results"]}
-    assert drops["tiny-torchscript-static_wi8_ai8"] > 0.2
+    assert drops["tiny-onnx-static_wi8_ai8"] > 0.2
     Bundle.open(project / "bundle").close()
     done = command(project, "run", "--json")
     assert done.code == 0, "the float twin keeps the budget"
     (deploy,) = done.document["deploys"]
     chosen = deploy["selection"]["candidates"][deploy["selection"]["chosen"]]
-    assert chosen["artifact_id"] == "tiny-torchscript-fp32"
+    assert chosen["artifact_id"] == "tiny-onnx-fp32"
     int8 = next(c for c in deploy["selection"]["candidates"] if c["precision"] == "int8")
     assert not int8["eligible"] and "drop" in int8["reason"]
 

@@ -202,10 +202,10 @@ def test_killed_on_its_way_the_next_run_goes_on(tmp_path: Path) -> None:
     kept = dict(project.steps)
     assert not (project.root / "bundle").exists()
     # In the middle of the measurement; what measures on the device does not die with us.
-    kill_at(project.root, "probe on here [1/", "run", "--processes", "20")
+    kill_at(project.root, "probe on here [1/", "run", "--processes", "6")
     assert kept.items() <= project._steps().items(), "what was done is not done again"
     Bundle.open(project.root / "bundle").close()
-    done = project.edgekit("run", "--json", "--processes", "20")
+    done = project.edgekit("run", "--json", "--processes", "6")
     assert done.document["quantize"]["reused"]
     assert "is working with this device" not in done.err, "it joins its own measurement"
     assert len(results.run_names(project.root / "runs")) == 1
