@@ -38,6 +38,8 @@ _STAGES = {
 }
 _SIGNAL = re.compile(r"\bSIG[A-Z0-9]+\b")
 _MOSTLY = 0.95
+# Half of an interval relative to its value: candidates twice as slow as others then pass for tied.
+_NOISY = 0.5
 
 # The instructions that multiply int8 values several at a time; without them INT8 saves memory
 # traffic only. Names as in /proc/cpuinfo.
@@ -153,10 +155,13 @@ def rule(selection: Selection, manifest: Manifest, results: Sequence[ProbeResult
     """The verdict in sentences: what was chosen, how ties went, why no INT8, what to beware of."""
     sentences = [_verdict_sentence(selection)]
     if len(selection.tie_set) > 1:
+        tied = [_decisive(selection, i) for i in selection.tie_set]
+        why = f"the interval of the ratio reaches into 1 ± {stats.NOISE_FLOOR * 100:g} %"
+        if not all(interval.confidence for interval in tied):
+            why = f"they differ by less than {stats.UNKNOWN_FLOOR * 100:g} %"
         sentences.append(
-            f"{len(selection.tie_set)} candidates cannot be told apart as the fastest (the "
-            f"interval of the ratio reaches into 1 ± {stats.NOISE_FLOOR * 100:g} %); of these the "
-            "smallest peak RSS wins, then the smallest file, fewer threads, the name."
+            f"{len(selection.tie_set)} candidates cannot be told apart as the fastest ({why}); of "
+            "these the smallest peak RSS wins, then the smallest file, fewer threads, the name."
         )
     sentences += [_why_not_int8(selection, manifest, results), *_cautions(selection, results)]
     return " ".join(s for s in sentences if s)
@@ -171,17 +176,29 @@ def _verdict_sentence(selection: Selection) -> str:
     if selection.chosen is None:
         return f"None of {len(selection.candidates)} candidates is within the budget ({limits})."
     best = selection.candidates[selection.chosen]
-    interval = latency(best, selection.objective)
-    assert interval is not None
+    interval = _decisive(selection, selection.chosen)
     eligible = sum(c.eligible for c in selection.candidates)
     kind = "emulated " if best.emulated else ""
     return (
         f"{best.artifact_id} with {threads_text(best.threads)}: {kind}{selection.objective} "
-        f"{milliseconds(interval.value)} ({interval.confidence * 100:g} % interval "
-        f"{number(interval.low / 1e6)} to {number(interval.high / 1e6)}), "
+        f"{milliseconds(interval.value)} ({_interval_text(interval)}), "
         f"{'tied as fastest' if len(selection.tie_set) > 1 else 'fastest'} of {eligible} "
         f"within the budget ({limits})."
     )
+
+
+def _decisive(selection: Selection, index: int) -> Interval:
+    """The interval by which an eligible candidate was ranked."""
+    interval = latency(selection.candidates[index], selection.objective)
+    assert interval is not None
+    return interval
+
+
+def _interval_text(interval: Interval) -> str:
+    if not interval.confidence:
+        return "one process: interval unknown"
+    low, high = number(interval.low / 1e6), number(interval.high / 1e6)
+    return f"{interval.confidence * 100:g} % interval {low} to {high}"
 
 
 def _cautions(selection: Selection, results: Sequence[ProbeResult]) -> list[str]:
@@ -189,6 +206,7 @@ def _cautions(selection: Selection, results: Sequence[ProbeResult]) -> list[str]
     cautions = []
     if selection.chosen is not None and selection.candidates[selection.chosen].emulated:
         cautions.append("Emulated: these are no latencies of the device.")
+    cautions += _uncertainty(selection)
     samples = min((p.golden_n for p in results if p.status == "ok"), default=0)
     if samples and selection.budget.max_drop > 0 and samples < 1 / selection.budget.max_drop:
         cautions.append(
@@ -202,6 +220,37 @@ def _cautions(selection: Selection, results: Sequence[ProbeResult]) -> list[str]
             "check its power supply, and probe again."
         )
     return cautions
+
+
+def _uncertainty(selection: Selection) -> list[str]:
+    """What the latencies of the eligible candidates cannot tell, and what helps."""
+    eligible = [i for i, c in enumerate(selection.candidates) if c.eligible]
+    intervals = [_decisive(selection, i) for i in eligible]
+    cautions = []
+    unknown = sum(not interval.confidence for interval in intervals)
+    if unknown:
+        which = (
+            "per candidate"
+            if unknown == len(intervals)
+            else f"for {unknown} of {len(intervals)} candidates"
+        )
+        cautions.append(
+            f"One process {which}: the interval is unknown, so only differences of "
+            f"{stats.UNKNOWN_FLOOR * 100:g} % and more count; probe with --processes 5 or more."
+        )
+    noisy = sum(_half_width(interval) >= _NOISY for interval in intervals)
+    if noisy:
+        cautions.append(
+            f"The measurements are noisy: {noisy} of {len(intervals)} intervals reach "
+            f"± {_NOISY * 100:g} % or more, so that slow candidates may pass for tied. Close other "
+            "programs, raise --processes or --budget-s, and probe again."
+        )
+    return cautions
+
+
+def _half_width(interval: Interval) -> float:
+    """Relative to the value; 0 where it is unknown."""
+    return (interval.high - interval.low) / 2 / interval.value if interval.value > 0 else 0.0
 
 
 def _throttled(probe: ProbeResult) -> bool:

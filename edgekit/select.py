@@ -46,8 +46,9 @@ def select(
 
     A candidate is one artifact at one thread count; of several results of one candidate the newest
     counts. The tie set holds the eligible candidates that no other is faster than beyond the noise
-    floor (`stats.compare_estimates`); of them the smallest peak RSS wins, then the smallest file,
-    then fewer threads, then the name. A result from an emulator never wins against a measured one.
+    floor (`stats.compare_estimates`; a much higher one for single processes); of them the smallest
+    peak RSS wins, then the smallest file, then fewer threads, then the name. A result from an
+    emulator never wins against a measured one.
 
     Args:
         manifest: the bundle that was probed.

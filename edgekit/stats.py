@@ -11,6 +11,9 @@ cause is in Hesterberg, "What Teachers Should Know About the Bootstrap", Am. Sta
 5.2: too narrow by sqrt((n-1)/n) and normal instead of t tails. With both put right, simulated
 coverage with five processes is 0.93 to 0.98 for p50 and 0.92 to 0.96 for p90. It falls to 0.63 for
 p90 where one process in ten is slow as a whole: five processes then often hold none of those.
+
+A single process says nothing about how processes differ, however many samples it has, so there is
+no interval then: its confidence is 0, and only differences above `UNKNOWN_FLOOR` are acted on.
 """
 
 from __future__ import annotations
@@ -32,24 +35,30 @@ Blocks = Sequence[Sequence[float] | Array]
 NOISE_FLOOR = 0.01
 """Differences below 1 % are not acted on, as in criterion.rs (its default noise threshold)."""
 
+UNKNOWN_FLOOR = 0.25
+"""The same where either side is a single process. Link order and environment size alone move whole
+processes by some ten per cent (Mytkowicz et al., "Producing Wrong Data Without
+Doing Anything Obviously Wrong!", ASPLOS 2009); both sides may be off, in opposite directions."""
+
 RESAMPLES = 1000
 """The standard error of a standard error from 1000 resamples is 2 %, below what decides."""
 
 _POINTS_PER_BLOCK = 200
-_MAX_BATCHES = 10
-_MIN_BATCH = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A quantile on the log scale, its standard error, and that error's degrees of freedom."""
+    """A quantile on the log scale, its standard error, and that error's degrees of freedom.
+
+    Of a single process the error is unknown: 0 with no degree of freedom.
+    """
 
     log_value: float
     log_error: float
     freedom: int
 
     def interval(self, confidence: float = 0.95) -> Interval:
-        """In the unit of the samples."""
+        """In the unit of the samples; just the value, with confidence 0, of a single process."""
         return _interval(self.log_value, self.log_error, self.freedom, confidence)
 
 
@@ -76,19 +85,18 @@ def quantile(blocks: Blocks, q: float) -> float:
 
 
 def estimate(blocks: Blocks, q: float, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
-    """`quantile` with its standard error.
-
-    A single process is cut into up to ten consecutive batches (batch means, Law & Kelton), which
-    covers drift inside it but knows nothing of how processes differ; use at least five.
+    """`quantile` with its standard error, which takes two processes at least, better five.
 
     Raises:
-        MeasurementInvalid: too few samples to say how far off the value may be.
+        MeasurementInvalid: there are no samples.
     """
-    replicates = _replicates(blocks)
-    count = len(replicates)
+    filled = _filled(blocks)
+    count = len(filled)
+    if count == 1:
+        return Estimate(_log_quantile(filled, q), 0.0, 0)
     rows, times = _resampled(count, resamples, seed)
-    error = _standard_error(_log_quantiles(replicates, rows, q), times, count)
-    return Estimate(_log_quantile(replicates, q), error, count - 1)
+    error = _standard_error(_log_quantiles(filled, rows, q), times, count)
+    return Estimate(_log_quantile(filled, q), error, count - 1)
 
 
 def quantile_interval(
@@ -117,13 +125,14 @@ def compare(
     """Is ``a`` faster than ``b`` at quantile ``q``?
 
     Tied means that the interval of the ratio reaches into 1 +- ``noise_floor``: either they are
-    alike or the measurement cannot tell.
+    alike or the measurement cannot tell. With a single process on either side there is no interval,
+    and the ratio itself has to be beyond `UNKNOWN_FLOOR`.
 
     ``paired`` takes block i of both as neighbours in time (one round of an interleaved probe), so
     that what slowed the machine in that round cancels. It needs equally many blocks, two or more.
 
     Raises:
-        MeasurementInvalid: too few samples, or ``paired`` with unequal or single blocks.
+        MeasurementInvalid: no samples, or ``paired`` with unequal or single blocks.
     """
     if paired:
         return _verdict(_paired_ratio(a, b, q, confidence, resamples, seed), noise_floor)
@@ -139,6 +148,9 @@ def compare_estimates(
 
     As Welch's test ("The generalization of 'Student's' problem", Biometrika 1947), on logarithms.
     """
+    if a.freedom == 0 or b.freedom == 0:
+        ratio = _interval(a.log_value - b.log_value, 0.0, 0, confidence)
+        return _verdict(ratio, max(noise_floor, UNKNOWN_FLOOR))
     error = math.hypot(a.log_error, b.log_error)
     ratio = _interval(a.log_value - b.log_value, error, _welch(a, b), confidence)
     return _verdict(ratio, noise_floor)
@@ -201,20 +213,6 @@ def _filled(blocks: Blocks) -> list[Array]:
     return filled
 
 
-def _replicates(blocks: Blocks) -> list[Array]:
-    """The blocks; a single one is cut into consecutive batches."""
-    filled = _filled(blocks)
-    if len(filled) > 1:
-        return filled
-    batches = min(_MAX_BATCHES, filled[0].size // _MIN_BATCH)
-    if batches < 2:
-        raise MeasurementInvalid(
-            f"One process with {filled[0].size} samples gives no confidence interval.",
-            remedy="Probe again with more --processes or a longer --budget-s.",
-        )
-    return list(np.array_split(filled[0], batches))
-
-
 def _resampled(count: int, resamples: int, seed: int) -> tuple[Array, Array]:
     """Bootstrap weights (rows, count) without repeats, and how often each row was drawn.
 
@@ -272,6 +270,9 @@ def _paired_ratio(
 
 
 def _interval(log_value: float, log_error: float, freedom: int, confidence: float) -> Interval:
+    if freedom == 0:
+        value = math.exp(log_value)
+        return Interval(value, value, value, confidence=0.0)
     # Two wildly different processes reach beyond what a float, and JSON, can hold.
     reach = min(t_quantile((1 + confidence) / 2, freedom) * log_error, 300.0)
     return Interval(

@@ -353,7 +353,10 @@ class ProbeResult:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate with its confidence interval; the unit is in the field that holds it."""
+    """An estimate with its confidence interval; the unit is in the field that holds it.
+
+    ``confidence`` is 0, and ``low`` and ``high`` are ``value``, where the interval is unknown.
+    """
 
     value: float
     low: float

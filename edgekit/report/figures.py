@@ -256,8 +256,7 @@ def _hover(p: Point) -> str:
     interval, drop = p.interval, p.candidate.drop
     lines = [
         f"<b>{_safe(p.label)}</b>",
-        f"{number(interval.value / 1e6)} ms "
-        f"({number(interval.low / 1e6)} to {number(interval.high / 1e6)})",
+        f"{number(interval.value / 1e6)} ms ({view.interval_range(interval)})",
         f"drop {view.NOTHING if drop is None else number(drop)}",
         _safe(p.candidate.reason[:120]),
     ]

@@ -159,7 +159,7 @@ def _candidate_row(
         kind=kind,
         threads=str(candidate.threads) if candidate.threads else NOTHING,
         p50=NOTHING if p50 is None else number(p50.value / 1e6),
-        interval=NOTHING if p50 is None else _range(p50),
+        interval=NOTHING if p50 is None else interval_range(p50),
         spread="" if p50 is None else spread(p50),
         p90=NOTHING if p90 is None else number(p90.value / 1e6),
         load=_typical_ms(() if probe is None else probe.load_ns),
@@ -173,14 +173,19 @@ def _candidate_row(
 
 
 def spread(interval: Interval) -> str:
-    """Half the interval in per cent of the value: ``±0.6 %``."""
+    """Half the interval in per cent of the value: ``±0.6 %``; ``?`` of a single process."""
     if interval.value <= 0:
         return ""
+    if not interval.confidence:
+        return "?"
     percent = (interval.high - interval.low) / 2 / interval.value * 100
     return f"±{percent:.1f} %" if percent < MAX_SPREAD else f"> ±{MAX_SPREAD} %"
 
 
-def _range(interval: Interval) -> str:
+def interval_range(interval: Interval) -> str:
+    """The interval in ms: ``4.1 to 4.3``."""
+    if not interval.confidence:
+        return "interval unknown"
     return f"{number(interval.low / 1e6)} to {number(interval.high / 1e6)}"
 
 

@@ -170,3 +170,15 @@ def test_a_variant_is_told_from_its_base() -> None:
         "static_wi8_ai8",
         "static_wi8_ai8-dw3",
     ]
+
+
+def test_a_single_process_gets_no_interval() -> None:
+    of = artifact("tflite", "int8")
+    bundle = manifest([of])
+    probes = [probe(of, ms=4.0, processes=1)]
+    selection = select(bundle, probes, BUDGET)
+    assert [row.spread for row in view.candidate_rows(selection, bundle, probes)] == ["?"]
+    assert [row.interval for row in view.candidate_rows(selection, bundle, probes)] == [
+        "interval unknown"
+    ]
+    assert "±" not in shown(terminal.selection_table(selection, bundle, probes))

@@ -74,11 +74,7 @@ def test_the_fastest_within_the_budget_is_chosen() -> None:
             Budget(0.01, max_rss_bytes=10**9),
             "drop 0.5 > budget 0.01; peak RSS 1250 MB > 1000 MB",
         ),
-        (
-            {"processes": 1, "samples": 3},
-            Budget(0.1),
-            "no latency: One process with 3 samples gives no confidence interval.",
-        ),
+        ({"samples": 0}, Budget(0.1), "no latency: There is no latency sample."),
     ],
 )
 def test_what_breaks_a_limit_is_rejected_with_figures(
@@ -163,6 +159,34 @@ def test_a_noisy_fastest_does_not_let_a_clearly_beaten_candidate_win_on_memory()
     assert found.chosen is not None
     assert found.candidates[found.chosen].artifact_id == OTHER.id
     assert reasons(found)[FLOAT.id, 1].startswith("slower: 4.6")
+
+
+def test_single_processes_decide_by_large_differences_and_the_rule_says_so() -> None:
+    found = choose(
+        probe(INT8, ms=4.0, processes=1, rss=90_000_000),
+        probe(OTHER, ms=4.6, processes=1, rss=50_000_000),
+        probe(FLOAT, ms=9.0, processes=1, rss=10_000_000),
+    )
+    assert found.chosen is not None
+    assert found.candidates[found.chosen].artifact_id == OTHER.id
+    assert len(found.tie_set) == 2
+    assert reasons(found)[FLOAT.id, 1].startswith("slower: 9")
+    assert "(one process: interval unknown)" in found.rule
+    assert "told apart as the fastest (they differ by less than 25 %)" in found.rule
+    assert "One process per candidate: the interval is unknown, so only diff" in found.rule
+    assert "95 %" not in found.rule and "noisy" not in found.rule
+    mixed = choose(probe(INT8, ms=4.0, processes=1), probe(OTHER, ms=9.0))
+    assert "One process for 1 of 2 candidates: the interval is unknown" in mixed.rule
+    assert "One process" not in choose(probe(INT8, ms=4.0, processes=2)).rule
+
+
+def test_a_noisy_machine_is_named_with_what_helps() -> None:
+    noisy = probe(INT8, ms=4.0, between=0.6)
+    rule = choose(noisy, probe(OTHER, ms=6.0)).rule
+    assert "noisy: 1 of 2 intervals reach ± 50 % or more" in rule
+    assert "Close other programs, raise --processes or --budget-s, and probe again." in rule
+    assert "noisy" not in choose(probe(INT8, ms=4.0, between=0.05)).rule
+    assert "noisy" not in choose(replace(noisy, drop=0.5), probe(OTHER, ms=6.0)).rule
 
 
 def test_an_emulated_result_never_wins_against_a_measured_one() -> None:

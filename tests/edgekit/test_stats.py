@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgekit import stats
 from edgekit.errors import MeasurementInvalid
+from edgekit.types import Interval
 
 samples = st.lists(st.integers(1, 10**9), min_size=1, max_size=30)
 
@@ -118,12 +119,23 @@ def test_same_seed_same_interval() -> None:
     )
 
 
-def test_one_process_is_cut_into_batches_and_too_little_is_refused() -> None:
-    drifting = np.linspace(1.0, 2.0, 100)
-    found = stats.quantile_interval([drifting], 0.5)
-    assert found.low < 1.3 < 1.7 < found.high
-    with pytest.raises(MeasurementInvalid, match="7 samples"):
-        stats.quantile_interval([drifting[:7]], 0.5)
+@pytest.mark.parametrize("blocks", [[[1.0, 2.0, 3.0]], [[], [1.0, 2.0, 3.0], []]])
+def test_one_process_has_no_interval_however_steady_it_is(blocks: list[list[float]]) -> None:
+    found = stats.quantile_interval(blocks, 0.5)
+    assert found == Interval(found.value, found.value, found.value, confidence=0.0)
+    assert found.value == pytest.approx(2.0)
+
+
+def test_single_processes_are_told_apart_by_large_differences_only() -> None:
+    rng = np.random.default_rng(4)
+    steady = [np.full(1000, 1e7) + rng.normal(0, 100, 1000)]
+    many = processes(rng, 5, 40, between=0.001, level=1e7)
+    for other in (steady, many):
+        for factor, verdict in ((1.2, "tied"), (0.81, "tied"), (1.3, "slower"), (0.7, "faster")):
+            found = stats.compare([steady[0] * factor], other, 0.5)
+            assert (found.verdict, found.ratio.confidence) == (verdict, 0.0)
+            assert found.ratio.value == pytest.approx(factor, rel=0.01)
+    assert stats.compare([steady[0] * 1.3], steady, 0.5, noise_floor=0.5).verdict == "tied"
 
 
 def test_a_clock_that_stood_still_does_no_harm() -> None:
