@@ -59,8 +59,13 @@ class Case:
         )
 
 
-def case(module: torch.nn.Module, folder: Path, names: Sequence[str]) -> Case:
+def case(
+    module: torch.nn.Module, folder: Path, names: Sequence[str], *, first: float = 1.0
+) -> Case:
+    """``first`` scales the first calibration sample, which must not decide alone."""
     calibration = [image_inputs(32, seed=10 + i) for i in range(len(names))]
+    for stack in calibration:
+        stack[0] *= first
     test = [image_inputs(TEST_SAMPLES, seed=20 + i) for i in range(len(names))]
     example = tuple(torch.from_numpy(stack[0]) for stack in calibration)
     prepared = prepare_model(module, example, names, folder)
