@@ -50,8 +50,9 @@ class HostMeasurer:
         Args:
             artifact: the file to run.
             runtime: which runtime runs it, as in ``Artifact.runtime``.
-            inputs: one array per model input, shape (n, *shape of the input with batch 1); memory
-                maps are streamed, not loaded.
+            inputs: one array per model input, shape (n, *shape of the input with batch 1). A
+                read-only memory map of a whole raw file is given to the runner as that file, others
+                are streamed, not loaded.
             output_specs: the outputs that are expected, in order.
             workdir: an existing folder for raw files; outputs stay there, inputs do not.
 
@@ -70,9 +71,10 @@ class HostMeasurer:
         n = counts.pop()
         kept = Path(tempfile.mkdtemp(prefix=f"{artifact.stem}-", dir=workdir))
         with tempfile.TemporaryDirectory(prefix="inputs-", dir=workdir) as folder:
-            paths = [Path(folder) / f"input-{index}.raw" for index in range(len(inputs))]
-            for path, array in zip(paths, inputs, strict=True):
-                _write_raw(path, array)
+            paths = [
+                _raw_file(array) or _write_raw(Path(folder) / f"input-{index}.raw", array)
+                for index, array in enumerate(inputs)
+            ]
             arguments = runner.RunnerArguments(
                 model=str(artifact),
                 threads=self._threads,
@@ -123,7 +125,27 @@ class HostMeasurer:
         return self._commands[runtime]
 
 
-def _write_raw(path: Path, array: np.ndarray[Any, Any]) -> None:
+def _raw_file(array: np.ndarray[Any, Any]) -> Path | None:
+    """The file whose bytes are those of the array, if there is one.
+
+    A view of a map keeps the file's name and the offset of the whole, so it is the size that tells.
+    """
+    import numpy as np
+
+    if not isinstance(array, np.memmap) or array.filename is None:
+        return None
+    if array.mode != "r" or array.offset != 0 or not array.flags.c_contiguous:
+        return None
+    if array.dtype != array.dtype.newbyteorder("<"):
+        return None
+    path = Path(array.filename)
+    try:
+        return path if path.stat().st_size == array.nbytes else None
+    except OSError:  # the map outlives its file
+        return None
+
+
+def _write_raw(path: Path, array: np.ndarray[Any, Any]) -> Path:
     """Writes sample by sample: an evaluation set need not fit in memory."""
     import numpy as np
 
@@ -131,3 +153,4 @@ def _write_raw(path: Path, array: np.ndarray[Any, Any]) -> None:
     with open(path, "wb") as file:
         for sample in array:
             file.write(np.ascontiguousarray(sample, dtype=little).tobytes())
+    return path

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from edgekit.errors import RunnerFailed
+from edgekit.targets import runner
 from edgekit.targets.measure import HostMeasurer
 from edgekit.types import TensorSpec
 
@@ -49,6 +50,53 @@ def test_memory_maps_and_strided_inputs_are_read_in_order(
         models["onnx"], "onnx", (mapped[::-1], samples[1][::-1]), SPECS, workdir=tmp_path
     )
     np.testing.assert_array_equal(straight[3], reversed_[3][::-1])
+
+
+def test_a_raw_file_is_given_as_it_is_and_anything_else_is_written(
+    models: Mapping[str, Path],
+    samples: Arrays,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    maps = []
+    for name, array in zip(("image", "gain"), samples, strict=True):
+        array.tofile(tmp_path / name)
+        maps.append(np.memmap(tmp_path / name, np.float32, "r", shape=array.shape))
+    image, gain = maps
+    copied = np.memmap(tmp_path / "gain", np.float32, "c", shape=gain.shape)
+    copied[:] = 0
+    given: list[tuple[str, ...]] = []
+    wanted = runner.RunnerArguments
+
+    def recorded(**fields: Any) -> runner.RunnerArguments:
+        given.append(fields["inputs"])
+        return wanted(**fields)
+
+    monkeypatch.setattr(runner, "RunnerArguments", recorded)
+    measurer = HostMeasurer(cache=cache)
+
+    def run(*inputs: np.ndarray[Any, Any]) -> tuple[list[np.ndarray[Any, Any]], list[bool]]:
+        found = measurer.outputs(models["onnx"], "onnx", inputs, SPECS, workdir=tmp_path)
+        return found, [Path(path).parent == tmp_path for path in given[-1]]
+
+    straight, reused = run(image, gain)
+    assert reused == [True, True]
+    for inputs in (
+        (image[::-1], gain[::-1]),
+        (image[1:], gain[1:]),
+        (image, copied),
+        (np.asarray(image, ">f4"), gain * 1),
+    ):
+        found, reused = run(*inputs)
+        assert reused == [inputs[0] is image, False]
+        expected, _ = run(*(np.array(array, np.float32) for array in inputs))
+        np.testing.assert_array_equal(found[3], expected[3])
+    np.testing.assert_array_equal(run(*samples)[0][3], straight[3])
+    (tmp_path / "gain").unlink()
+    found, reused = run(image, gain)
+    assert reused == [True, False]
+    np.testing.assert_array_equal(found[3], straight[3])
 
 
 def test_other_outputs_than_promised_are_refused(
