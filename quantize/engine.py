@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from edgekit.data import SampleSet
+from edgekit.errors import SourceError
 from edgekit.quantize import graph
 from edgekit.quantize.bias_correction import correct_biases
 from edgekit.quantize.calibrate import calibrate, save_ranges
 from edgekit.quantize.hessian_rounding import round_weights
-from edgekit.quantize.prepare import as_module, export_program, prepare, re_export
+from edgekit.quantize.prepare import as_float32, as_module, export_program, prepare, re_export
 from edgekit.quantize.simulate import activation_grids
 from edgekit.types import Recipe, TensorSpec
 
@@ -34,7 +35,6 @@ BIAS_SAMPLES = 64
 
 _DTYPES = {
     torch.float32: "float32",
-    torch.float16: "float16",
     torch.int64: "int64",
     torch.int32: "int32",
     torch.int8: "int8",
@@ -45,12 +45,16 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Prepared:
-    """What :func:`prepare_model` made. ``digest`` stands for program and weights."""
+    """What :func:`prepare_model` made. ``digest`` stands for program and weights.
+
+    ``notes`` are for the user.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     passes: tuple[str, ...]
     digest: str
+    notes: tuple[str, ...] = ()
 
 
 def prepare_model(
@@ -61,11 +65,12 @@ def prepare_model(
 ) -> Prepared:
     """Export and clean up a model; writes ``program.pt2`` into ``folder``.
 
+    A model in another float width is cast to float32, in place.
+
     Raises:
-        SourceError: the model cannot be exported.
+        SourceError: the model cannot be exported, or has inputs or outputs of an unknown dtype.
     """
-    # ExecuTorch takes the example's strides literally, and views may have some that are zero.
-    example_inputs = tuple(torch.empty(v.shape, dtype=v.dtype).copy_(v) for v in example_inputs)
+    example_inputs, notes = as_float32(module, example_inputs)
     program, passes = prepare(export_program(module, example_inputs), example_inputs)
     torch.export.save(program, folder / PROGRAM)
     gm = as_module(program)
@@ -78,6 +83,7 @@ def prepare_model(
         outputs=tuple(_spec(n, v) for n, v in zip(names, leaves, strict=True)),
         passes=passes,
         digest=_digest(program),
+        notes=notes,
     )
 
 
@@ -119,6 +125,12 @@ def samples(source: SampleSet, limit: int | None = None) -> Iterator[tuple[torch
 
 
 def _spec(name: str, tensor: torch.Tensor) -> TensorSpec:
+    if tensor.dtype not in _DTYPES:
+        known = ", ".join(sorted(_DTYPES.values()))
+        raise SourceError(
+            f"The model's {name!r} is of dtype {str(tensor.dtype).removeprefix('torch.')}.",
+            remedy=f"Cast it in forward() to one of: {known}.",
+        )
     return TensorSpec(
         name=name,
         shape=tuple(tensor.shape),

@@ -1,14 +1,14 @@
 """From an eager model to the one program that every artifact is made from.
 
 ``torch.export``, functionalisation, then clean-up that every converter profits from: batch norm and
-symmetric pads folded into convolutions, dropout and other operators that do nothing removed. The
-result must compute what the eager model computes; :func:`check_equal` proves it on real samples
-before anything else happens.
+symmetric pads folded into convolutions, operators that do nothing removed, a weight and a bias of
+its own for every layer (:mod:`edgekit.quantize.passes`). The result must compute what the eager
+model computes; :func:`check_equal` proves it on real samples before anything else happens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,16 +17,37 @@ from torch import fx
 
 from edgekit import quality
 from edgekit.errors import SourceError
-from edgekit.quantize import graph
-from edgekit.quantize.graph import ATEN
+from edgekit.quantize.passes import PASSES
 
 #: What preparation may cost: the difference is rounding of float32 sums.
 MIN_SQNR_DB = 100.0
 
-_CONV_DEFAULTS = (None, None, None, [1, 1], [0, 0], [1, 1], 1)
-_PADDING = 4
+#: Floats of these widths are cast where a model is held in them, and refused inside of one.
+_OTHER_FLOATS = (torch.float16, torch.bfloat16, torch.float64)
 
-Pass = Callable[[fx.GraphModule], int]
+
+def as_float32(
+    module: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]
+) -> tuple[tuple[torch.Tensor, ...], tuple[str, ...]]:
+    """Cast a half or double precision model to float32, in place; a float32 one is left alone.
+
+    Returns:
+        The example inputs as contiguous float32 (integer ones keep their dtype), and notes for the
+        user: one if anything was cast, else none.
+    """
+    held = {value.dtype for value in (*module.parameters(), *module.buffers(), *example_inputs)}
+    cast = sorted(str(dtype).removeprefix("torch.") for dtype in held & set(_OTHER_FLOATS))
+    if cast:
+        module.float()
+    inputs = tuple(
+        # ExecuTorch takes the example's strides literally, and views may have some that are zero.
+        torch.empty(v.shape, dtype=torch.float32 if v.is_floating_point() else v.dtype).copy_(v)
+        for v in example_inputs
+    )
+    if not cast:
+        return inputs, ()
+    names = " and ".join(cast)
+    return inputs, (f"The model is in {names}; it was cast to float32, which edgekit starts from.",)
 
 
 def export_program(
@@ -41,13 +62,15 @@ def export_program(
         with torch.no_grad():
             exported = torch.export.export(module, example_inputs)
         functional: torch.export.ExportedProgram = exported.run_decompositions({})
-        return functional
     except Exception as error:
         raise SourceError(
             f"torch.export cannot trace the model: {_first_line(error)}",
-            remedy="Data-dependent Python control flow must be rewritten with torch.cond, or the "
-            "model wrapped so that forward() takes and returns tensors only.",
+            remedy="Control flow that depends on data must be rewritten as arithmetic, for example "
+            "with torch.where, or the model wrapped so that forward() takes and returns tensors "
+            "only.",
         ) from error
+    _refuse_unsupported(functional)
+    return functional
 
 
 def prepare(
@@ -117,107 +140,23 @@ def check_equal(
     return worst[0]
 
 
-def fold_batch_norm(gm: fx.GraphModule) -> int:
-    """Batch norm after a convolution or linear layer becomes part of its weight and bias."""
-    folded = 0
-    for node in list(gm.graph.nodes):
-        if node.target != ATEN._native_batch_norm_legit_no_training.default:
-            continue
-        layer = node.args[0]
-        if layer.target not in (ATEN.conv1d.default, ATEN.conv2d.default, ATEN.linear.default):
-            continue
-        weight = graph.constant(gm, layer.args[1])
-        if weight is None or len(layer.users) != 1:
-            continue
-        bias = graph.constant(gm, layer.args[2]) if len(layer.args) > 2 else None
-        gamma, beta, mean, variance = (graph.constant(gm, arg) for arg in node.args[1:5])
-        assert mean is not None and variance is not None
-        scale = (variance.double() + node.args[6]).rsqrt()
-        scale = scale if gamma is None else scale * gamma.double()
-        shift = -mean.double() if bias is None else bias.double() - mean.double()
-        new_bias = shift * scale + (0 if beta is None else beta.double())
-        column = (-1,) + (1,) * (weight.dim() - 1)
-        new_weight = weight.double() * scale.view(column)
-        graph.set_argument(
-            layer,
-            1,
-            graph.add_constant(gm, f"{layer.name}_weight", new_weight.to(weight.dtype), layer),
-            _CONV_DEFAULTS,
-        )
-        graph.set_argument(
-            layer,
-            2,
-            graph.add_constant(gm, f"{layer.name}_bias", new_bias.to(weight.dtype), layer),
-            _CONV_DEFAULTS,
-        )
-        for user in list(node.users):
-            assert user.args[1] == 0
-            user.replace_all_uses_with(layer)
-        folded += 1
-    return folded
-
-
-def fold_padding(gm: fx.GraphModule) -> int:
-    """A symmetric zero pad before convolutions becomes their own padding."""
-    folded = 0
-    for node in list(gm.graph.nodes):
-        if node.target != ATEN.pad.default or not _is_symmetric_zero_pad(node):
-            continue
-        users = list(node.users)
-        if not all(user.target == ATEN.conv2d.default and user.args[0] is node for user in users):
-            continue
-        left, _, top, _ = node.args[1]
-        for user in users:
-            padding = list(user.args[_PADDING]) if len(user.args) > _PADDING else [0, 0]
-            padding = padding * 2 if len(padding) == 1 else padding
-            padding = [padding[0] + top, padding[1] + left]
-            graph.set_argument(user, _PADDING, padding, _CONV_DEFAULTS)
-            user.replace_input_with(node, node.args[0])
-        folded += 1
-    return folded
-
-
-def add_missing_biases(gm: fx.GraphModule) -> int:
-    """Every layer gets a bias, so that bias correction has something to correct."""
-    added = 0
-    for layer in list(graph.layers(gm)):
-        if layer.bias is not None:
-            continue
-        weight = graph.attribute(gm, layer.weight)
-        channels = weight.shape[layer.channel_axis]
-        if layer.node.target == ATEN.conv_transpose2d.input and len(layer.node.args) > 6:
-            channels *= int(layer.node.args[6])  # type: ignore[arg-type]
-        zeros = torch.zeros(channels, dtype=weight.dtype)
-        bias = graph.add_constant(gm, f"{layer.name}_bias", zeros, layer.node)
-        graph.set_argument(layer.node, 2, bias, _CONV_DEFAULTS)
-        added += 1
-    return added
-
-
-def remove_no_ops(gm: fx.GraphModule) -> int:
-    """Clones, dropout and casts to the dtype that a tensor already has."""
-    removed = 0
-    for node in list(gm.graph.nodes):
-        if node.target in (ATEN.clone.default, ATEN.alias.default, ATEN.dropout.default):
-            node.replace_all_uses_with(node.args[0])
-            removed += 1
-    return removed
-
-
-def _is_symmetric_zero_pad(node: fx.Node) -> bool:
-    amounts: Any = node.args[1]
-    mode = node.args[2] if len(node.args) > 2 else "constant"
-    value = node.args[3] if len(node.args) > 3 else None
-    if mode != "constant" or value not in (None, 0, 0.0) or len(amounts) != 4:
-        return False
-    left, right, top, bottom = amounts
-    return bool(left == right and top == bottom)
+def _refuse_unsupported(exported: torch.export.ExportedProgram) -> None:
+    """What no runtime of ours could be given, while it can still be named."""
+    for node in exported.graph.nodes:
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            raise SourceError(
+                f"The model has control flow, which edgekit does not support: {node.target} at "
+                f"node {node.name!r}.",
+                remedy="Compute both branches and choose with torch.where, or unroll the loop.",
+            )
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and value.dtype in _OTHER_FLOATS[:2]:
+            raise SourceError(
+                f"The model casts to {value.dtype} inside forward(), at node {node.name!r}.",
+                remedy="Remove the cast, or make it depend on the dtype of the input.",
+            )
 
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"
-
-
-#: In the order in which they are applied.
-PASSES: tuple[Pass, ...] = (remove_no_ops, fold_batch_norm, fold_padding, add_missing_biases)
