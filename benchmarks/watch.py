@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +27,8 @@ class Spent:
 
     ``cpu_s`` is user and system time of all its processes. ``tree_bytes`` is the largest sum of
     their resident sets that was seen, looking every :data:`SAMPLE_S` (what processes share counts
-    for each); ``process_bytes`` is the largest of a single process, as the kernel has it.
+    for each); ``process_bytes`` is the largest single one, seen the same way. (The kernel's own
+    maximum is no use: it starts at what the process had that started the command.)
     """
 
     wall_s: float
@@ -65,14 +65,14 @@ def watch(
         raise CommandFailed(
             "\n".join([f"{' '.join(command)} ended with code {process.returncode}:", *lines])
         )
-    # Linux counts in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Spent(wall_s, used.ru_utime + used.ru_stime, sampled.tree_bytes, used.ru_maxrss * unit)
+    cpu_s = used.ru_utime + used.ru_stime
+    return Spent(wall_s, cpu_s, sampled.tree_bytes, sampled.process_bytes)
 
 
 @dataclass
 class _Sampled:
     tree_bytes: int = 0
+    process_bytes: int = 0
     over: threading.Event = field(default_factory=threading.Event)
 
 
@@ -82,7 +82,9 @@ def _sampled(pid: int) -> Iterator[_Sampled]:
 
     def sample() -> None:
         while not sampled.over.wait(SAMPLE_S):
-            sampled.tree_bytes = max(sampled.tree_bytes, _tree_bytes(pid))
+            sizes = _resident_bytes(pid)
+            sampled.tree_bytes = max(sampled.tree_bytes, sum(sizes))
+            sampled.process_bytes = max(sampled.process_bytes, *sizes, 0)
 
     thread = threading.Thread(target=sample)
     thread.start()
@@ -93,14 +95,14 @@ def _sampled(pid: int) -> Iterator[_Sampled]:
         thread.join()
 
 
-def _tree_bytes(pid: int) -> int:
-    total = 0
+def _resident_bytes(pid: int) -> list[int]:
+    sizes = []
     with suppress(psutil.Error):
         root = psutil.Process(pid)
         for process in (root, *root.children(recursive=True)):
             with suppress(psutil.Error):
-                total += process.memory_info().rss
-    return total
+                sizes.append(process.memory_info().rss)
+    return sizes
 
 
 @contextmanager
