@@ -22,7 +22,7 @@ from edgekit.data_images import LABELS_FILE, list_images, read_images
 from edgekit.data_sources import Sample, call_factory, read_npz
 from edgekit.data_store import INDEX, SampleSet, evict, open_samples, store
 from edgekit.errors import DataError
-from edgekit.files import sha256_file
+from edgekit.files import sha256_file, staged_dir
 from edgekit.types import Preprocess, TensorSpec
 
 __all__ = ["SampleSet", "check_disjoint", "load_samples", "open_samples"]
@@ -30,6 +30,9 @@ __all__ = ["SampleSet", "check_disjoint", "load_samples", "open_samples"]
 _FORMAT = 1
 """Part of the cache key; raised whenever the same source would give other samples."""
 _KEEP = 16
+_MAX_CACHE_BYTES = 8 * 2**30
+_IN_USE: weakref.WeakSet[SampleSet] = weakref.WeakSet()
+"""What was loaded from a cache and is still held here: its files are opened again by their path."""
 
 
 def load_samples(
@@ -53,9 +56,11 @@ def load_samples(
             the sorted list, with labels they are balanced over the classes; other sources give
             their first ones.
         base: the folder that a relative ``spec`` starts from.
-        cache: where to keep the tensors for the next time (the 16 latest sets stay). Without it
-            they live in a temporary folder for as long as the set object.
-        advance: called after each sample that is read; a set from the cache is not read again.
+        cache: where to keep the tensors for the next time: the 16 latest sets of at most 8 GiB
+            together, and in any case those whose objects are alive. Without it they live in a
+            temporary folder for as long as the set object.
+        advance: called after each sample that is read; a set from the cache is not read again. A
+            function always is: nobody knows what else it reads. The same samples share a folder.
 
     Raises:
         DataError: nothing there; an image that cannot be decoded; a sample of wrong shape or
@@ -88,16 +93,16 @@ def load_samples(
             raise
         weakref.finalize(loaded, shutil.rmtree, folder, ignore_errors=True)
         return loaded
-    entry = cache / source.key
-    if not entry.is_dir():
-        fill(entry)
-    try:
-        loaded = open_samples(entry)
-    except DataError:  # a damaged cache is no error of the user's
-        fill(entry)
-        loaded = open_samples(entry)
-    os.utime(entry / INDEX)
-    evict(cache, keep=_KEEP)
+    if source.key:
+        loaded = _kept(cache / source.key, fill)
+    else:
+        fresh = cache / f"function-{secrets.token_hex(16)}"
+        fill(fresh)
+        loaded = _shared(fresh, inputs)
+    os.utime(loaded.path / INDEX)
+    _IN_USE.add(loaded)
+    in_use = [held.path for held in _IN_USE]
+    evict(cache, keep=_KEEP, max_bytes=_MAX_CACHE_BYTES, in_use=in_use)
     return loaded
 
 
@@ -119,12 +124,43 @@ def check_disjoint(a: SampleSet, b: SampleSet) -> None:
 
 @dataclass(frozen=True)
 class _Source:
-    """A resolved source: ``key`` names its cache entry, ``read`` gives the samples."""
+    """A resolved source: ``read`` gives the samples.
+
+    ``key`` names its cache entry; it is empty where only the samples themselves tell.
+    """
 
     spec: str
     key: str
     read: Callable[[], Generator[Sample, None, None]]
     class_names: tuple[str, ...] = ()
+
+
+def _kept(entry: Path, fill: Callable[[Path], None]) -> SampleSet:
+    """The set at ``entry``, which is filled if it is missing or damaged."""
+    if not entry.is_dir():
+        fill(entry)
+    try:
+        return open_samples(entry)
+    except DataError:  # a damaged cache is no error of the user's
+        fill(entry)
+        return open_samples(entry)
+
+
+def _shared(fresh: Path, inputs: tuple[TensorSpec, ...]) -> SampleSet:
+    """The set at ``fresh``, moved to where the same samples lie after every run."""
+    made = open_samples(fresh)
+    # Names and source are in the messages, so a set that differs in them is another one.
+    parts = [_FORMAT, list(inputs), made.source, list(made.names), made.id]
+
+    def move(entry: Path) -> None:
+        with staged_dir(entry) as staging:
+            for file in fresh.iterdir():
+                file.rename(staging / file.name)
+
+    try:
+        return _kept(fresh.with_name(_digest(parts)), move)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _resolve(
@@ -139,9 +175,7 @@ def _resolve(
         path = _absolute(file, base)
         if not path.is_file():
             raise DataError(f"{path}: no such file.")
-        # Never found again: nobody knows what else the user's code reads.
-        key = f"function-{secrets.token_hex(16)}"
-        return _Source(spec, key, lambda: call_factory(path, function, inputs))
+        return _Source(spec, "", lambda: call_factory(path, function, inputs))
     path = _absolute(spec, base)
     parts: list[Any] = [_FORMAT, list(inputs), preprocess, limit]
     if path.is_dir():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import shutil
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,13 +213,22 @@ def _converted(array: Array, spec: TensorSpec, name: str) -> Array:
         return np.ascontiguousarray(array.reshape(spec.shape), dtype.newbyteorder("<"))
 
 
-def evict(cache: Path, *, keep: int) -> None:
-    """Removes all but the ``keep`` latest entries; mapped files live on until they are closed."""
+def evict(cache: Path, *, keep: int, max_bytes: int, in_use: Collection[Path] = ()) -> None:
+    """Removes old entries, so that at most ``keep`` of ``max_bytes`` together are left.
+
+    Those ``in_use`` stay in any case, and count. Mapped files live on until they are closed.
+    """
     entries = []
     for index in cache.glob(f"*/{INDEX}"):
+        entry = index.parent
         try:
-            entries.append((index.stat().st_mtime_ns, index.parent))
+            size = sum(file.stat().st_size for file in entry.iterdir())
+            entries.append((entry in in_use, index.stat().st_mtime_ns, entry, size))
         except FileNotFoundError:  # another process evicted it
             continue
-    for _, entry in sorted(entries, reverse=True)[keep:]:
-        shutil.rmtree(entry, ignore_errors=True)
+    count = total = 0
+    for used, _, entry, size in sorted(entries, reverse=True):
+        count, total = count + 1, total + size
+        if not used and (count > keep or total > max_bytes):
+            shutil.rmtree(entry, ignore_errors=True)
+            count, total = count - 1, total - size

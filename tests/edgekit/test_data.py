@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgekit import data
 from edgekit.data import SampleSet, check_disjoint, load_samples, open_samples
 from edgekit.errors import DataError
 from edgekit.preprocess import preprocess_image
@@ -246,6 +247,68 @@ def test_the_cache_keeps_the_latest_sets(photos: Path) -> None:
             last = load("photos", photos.parent, limit=limit, how=how, cache=cache)
     assert len(list(cache.iterdir())) == 16
     assert last.path.is_dir()
+
+
+@pytest.fixture
+def factory(tmp_path: Path) -> Path:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((5, 1, 3, 8, 8), np.float32))
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\nfrom pathlib import Path\n"
+        "def samples():\n    return np.load(Path(__file__).with_name('x.npy'))\n"
+    )
+    return tmp_path
+
+
+def test_the_same_samples_of_a_function_share_a_folder(factory: Path) -> None:
+    cache, ticks = factory / "cache", list[int]()
+
+    def again() -> SampleSet:
+        ticks.clear()
+        return load("mine.py:samples", factory, cache=cache, advance=lambda: ticks.append(1))
+
+    def folders() -> set[Path]:
+        return set(cache.iterdir())
+
+    first = again()
+    assert folders() == {first.path} and len(ticks) == 5
+    second = again()
+    assert (second.path, len(ticks)) == (first.path, 5)  # the function ran, though
+    assert folders() == {first.path}
+    assert Path(str(second.inputs[0].filename)).parent == first.path  # type: ignore[attr-defined]
+    (first.path / "input0.raw").write_bytes(b"damaged")
+    third = again()
+    assert third.path == first.path and folders() == {first.path}
+    np.testing.assert_array_equal(third.inputs[0], np.load(factory / "x.npy"))
+    np.save(factory / "x.npy", np.random.default_rng(1).random((5, 1, 3, 8, 8), np.float32))
+    other = again()
+    assert other.id != first.id and folders() == {first.path, other.path}
+
+
+def test_the_cache_is_bounded_by_bytes_but_keeps_what_is_in_use(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = photos.parent / "cache"
+
+    def sizes(limits: range) -> list[SampleSet]:
+        return [load("photos", photos.parent, limit=limit, cache=cache) for limit in limits]
+
+    held = sizes(range(1, 4))
+    bytes_used = sum(file.stat().st_size for file in cache.glob("*/*"))
+    monkeypatch.setattr(data, "_MAX_CACHE_BYTES", bytes_used - 1)
+    monkeypatch.setattr(data, "_KEEP", 2)
+    held += sizes(range(4, 6))
+    assert all(one.path.is_dir() for one in held), "all in use"
+    newest, paths = held.pop(), [one.path for one in held]
+    held.clear()
+    last = load("photos", photos.parent, limit=1, cache=cache)
+    assert last.path == paths[0]
+    assert set(cache.iterdir()) == {last.path, newest.path}
+    path = newest.path
+    del newest
+    monkeypatch.setattr(data, "_MAX_CACHE_BYTES", 0)
+    monkeypatch.setattr(data, "_KEEP", 16)
+    load("photos", photos.parent, limit=1, cache=cache)
+    assert set(cache.iterdir()) == {last.path} and not path.exists()
 
 
 def test_memory_stays_bounded(tmp_path: Path) -> None:
