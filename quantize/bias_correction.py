@@ -71,22 +71,19 @@ def correct_biases(
     return len(layers)
 
 
-def _channel_dim(node: fx.Node, value: torch.Tensor) -> int:
-    return value.dim() - 1 if node.target in graph.LINEARS else 1
-
-
 def _channel_shape(node: fx.Node, value: torch.Tensor) -> list[int]:
     shape = [1] * value.dim()
-    shape[_channel_dim(node, value)] = -1
+    shape[graph.channel_dim(node, value)] = -1
     return shape
 
 
 def _channel_mean(node: fx.Node, values: Values) -> torch.Tensor:
     """Mean over samples and positions: shape (channels,)."""
-    channel = _channel_dim(node, values[0])
+    channel = graph.channel_dim(node, values[0])
     total: torch.Tensor | None = None
     for value in values:
-        mean = value.double().mean([d for d in range(value.dim()) if d != channel])
+        # Not mean(dims): without dimensions but the channels', that is the mean over everything.
+        mean = value.double().movedim(channel, 0).reshape(value.shape[channel], -1).mean(1)
         total = mean if total is None else total + mean
     assert total is not None
     return (total / len(values)).float()

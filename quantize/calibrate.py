@@ -8,6 +8,7 @@ squared error is searched. Both ranges are kept, so a recipe can take either.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from edgekit.quantize import graph
 
 BINS = 2048
 _LEVELS = 255
+#: Larger magnitudes are masks, made of infinity or of the largest float32.
+_BOUND = float(torch.finfo(torch.float32).max) / 2
 #: Candidate end points on each side of zero, as shares of the observed extreme.
 _SHRINK = np.linspace(1.0, 0.05, 96)
 
@@ -54,15 +57,15 @@ def calibrate(gm: fx.GraphModule, samples: Samples) -> dict[str, Range]:
         samples: called twice; gives the model's input tuples.
 
     Raises:
-        DataError: no samples, or a tensor with NaN or infinite values.
+        DataError: no samples, or a tensor with NaN values. Infinite ones, of which masks are made,
+            are left out: an int8 range cannot hold them.
     """
     extremes = _Extremes(gm)
-    count = 0
     with torch.inference_mode():
         for inputs in samples():
             extremes.run(*inputs)
-            count += 1
-        if count == 0:
+            extremes.sample += 1
+        if extremes.sample == 0:
             raise DataError("The calibration set is empty.", remedy="Pass real samples to --calib.")
         histograms = _Histograms(gm, extremes.low, extremes.high)
         for inputs in samples():
@@ -70,12 +73,6 @@ def calibrate(gm: fx.GraphModule, samples: Samples) -> dict[str, Range]:
     ranges = {}
     for name, low in extremes.low.items():
         high = extremes.high[name]
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise DataError(
-                f"The float model gives NaN or infinite values on the calibration set, first "
-                f"at {name!r}.",
-                remedy="Check the calibration samples and their preprocessing.",
-            )
         best = least_error_range(
             histograms.counts[name].numpy(), low, high, zeros=histograms.zeros[name]
         )
@@ -83,7 +80,8 @@ def calibrate(gm: fx.GraphModule, samples: Samples) -> dict[str, Range]:
     for node in gm.graph.nodes:
         # What only moves values has the range of what it moves.
         if node.name in ranges and node.target in graph.SAME_VALUES:
-            ranges[node.name] = ranges[node.args[0].name]
+            # Constants have no range of their own; what is made of them keeps the observed one.
+            ranges[node.name] = ranges.get(node.args[0].name, ranges[node.name])
     return ranges
 
 
@@ -165,13 +163,25 @@ class _Observer(fx.Interpreter):
 
 
 class _Extremes(_Observer):
+    """The finite extremes by node name; zero for a tensor that never has a finite value."""
+
     def __init__(self, gm: fx.GraphModule) -> None:
         super().__init__(gm)
+        self.sample = 0
         self.low: dict[str, float] = {}
         self.high: dict[str, float] = {}
 
     def observe(self, name: str, value: torch.Tensor) -> None:
         low, high = (float(v) for v in torch.aminmax(value))
+        if math.isnan(low):
+            raise DataError(
+                f"The float model gives NaN on the calibration set, first at {name!r} on sample "
+                f"{self.sample} (counted from 0).",
+                remedy="Check that sample and its preprocessing.",
+            )
+        if low < -_BOUND or high > _BOUND:
+            finite = value[value.abs() <= _BOUND]
+            low, high = (float(v) for v in torch.aminmax(finite)) if finite.numel() else (0.0, 0.0)
         self.low[name] = min(self.low.get(name, low), low)
         self.high[name] = max(self.high.get(name, high), high)
 
@@ -187,7 +197,7 @@ class _Histograms(_Observer):
         self.zeros = dict.fromkeys(low, 0.0)
 
     def observe(self, name: str, value: torch.Tensor) -> None:
-        if name in self._shared or not np.isfinite(self._high[name] - self._low[name]):
+        if name in self._shared:
             return
         low, high = self._low[name], self._high[name]
         if high > low:

@@ -15,12 +15,14 @@ from torch import fx
 
 ATEN = torch.ops.aten
 
-CONVOLUTIONS = (
-    ATEN.conv1d.default,
-    ATEN.conv2d.default,
-    ATEN.conv3d.default,
-    ATEN.conv_transpose2d.input,
-)
+#: Convolutions with the number of axes that they move over.
+_SPATIAL: dict[Any, int] = {
+    ATEN.conv1d.default: 1,
+    ATEN.conv2d.default: 2,
+    ATEN.conv3d.default: 3,
+    ATEN.conv_transpose2d.input: 2,
+}
+CONVOLUTIONS = tuple(_SPATIAL)
 LINEARS = (ATEN.linear.default,)
 ADDITIONS = (ATEN.add.Tensor, ATEN.sub.Tensor)
 #: Activations that runtimes fuse into the layer before them by clamping its output range.
@@ -124,6 +126,13 @@ def layers(gm: fx.GraphModule) -> Iterator[Layer]:
             channel_axis=1 if node.target == ATEN.conv_transpose2d.input else 0,
             activation=fused_activation(node),
         )
+
+
+def channel_dim(node: fx.Node, value: torch.Tensor) -> int:
+    """The axis of a layer's output that its channels lie on, with or without a batch dimension."""
+    if node.target in LINEARS:
+        return value.dim() - 1
+    return value.dim() - 1 - _SPATIAL[node.target]
 
 
 def fused_activation(node: fx.Node) -> fx.Node | None:

@@ -106,10 +106,11 @@ def _depthwise_hessian(
 
 
 def _unfold(layer: Layer, weight: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Patches of (1, C, H, W): shape (1, C * kh * kw, positions)."""
+    """Patches of the first image of (N, C, H, W) or of (C, H, W): (1, C * kh * kw, positions)."""
     stride, padding, dilation = (_argument(layer.node, i, d) for i, d in ((3, 1), (4, 0), (5, 1)))
     kernel = tuple(weight.shape[2:])
-    return F.unfold(value[:1], kernel, dilation=dilation, padding=padding, stride=stride)
+    image = value[:1] if value.dim() == 4 else value[None]
+    return F.unfold(image, kernel, dilation=dilation, padding=padding, stride=stride)
 
 
 def _argument(node: fx.Node, index: int, default: int) -> Any:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from edgekit.errors import DataError
 from edgekit.quantize import graph
@@ -72,11 +73,58 @@ def test_an_empty_set_is_refused(program: torch.fx.GraphModule) -> None:
         calibrate(program, list)
 
 
-def test_nan_is_refused_with_the_place(program: torch.fx.GraphModule) -> None:
-    bad = image_inputs(1)
-    bad[0, 0, 0, 0, 0] = np.nan
-    with pytest.raises(DataError, match="NaN or infinite"):
+@pytest.mark.parametrize("index", [0, 2])
+def test_nan_is_refused_with_the_place(program: torch.fx.GraphModule, index: int) -> None:
+    bad = image_inputs(4)
+    bad[index, 0, 0, 0, 0] = np.nan
+    with pytest.raises(DataError, match=f"NaN .* at 'x' on sample {index} "):
         calibrate(program, lambda: feed(bad))
+
+
+class Masked(nn.Module):
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = x.masked_fill(x < 0, self.value)
+        nothing = torch.zeros_like(x).masked_fill(x < 9, self.value)
+        return torch.softmax(scores, -1), torch.exp(nothing + x)
+
+
+@pytest.mark.parametrize("value", [-np.inf, float(np.finfo(np.float32).min)])
+def test_masks_are_left_out_of_ranges(value: float) -> None:
+    module, stack = Masked(value), np.linspace(-1, 3, 24, dtype=np.float32).reshape(3, 1, 8)
+    inputs = (torch.from_numpy(stack[0]),)
+    gm = as_module(prepare(export_program(module, inputs), inputs)[0])
+    ranges = calibrate(gm, lambda: feed(stack))
+    by_target = {str(n.target): ranges[n.name] for n in gm.graph.nodes if n.name in ranges}
+    scores, nothing = (
+        ranges[n.name]
+        for n in gm.graph.nodes
+        if "masked_fill" in str(n.target) or "where" in n.name
+    )
+    assert (scores.minimum, scores.maximum) == (0, 3)
+    assert scores.high > 2
+    assert (nothing.minimum, nothing.maximum) == (0, 0)
+    assert by_target["aten.softmax.int"].maximum <= 1
+
+
+class Moved(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.full((4,), 5.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shift: torch.Tensor = self.shift.view(2, 2)  # type: ignore[operator]
+        return x + shift
+
+
+def test_a_moved_constant_has_the_range_observed() -> None:
+    inputs = (torch.zeros(2, 2),)
+    gm = as_module(prepare(export_program(Moved(), inputs), inputs)[0])
+    ranges = calibrate(gm, lambda: feed(np.ones((2, 2, 2), np.float32)))
+    assert [ranges[n.name].maximum for n in gm.graph.nodes if "view" in n.name] == [5]
 
 
 def test_constant_samples_give_usable_grids(program: torch.fx.GraphModule) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import fx
+from torch import fx, nn
 
 from edgekit import quality
 from edgekit.quantize import graph
@@ -162,3 +162,34 @@ def _simulated(gm: fx.GraphModule, samples: Samples, grids: dict) -> np.ndarray:
     for target, weight in copies.items():
         graph.set_attribute(gm, target, weight)
     return np.stack([values[0].numpy() for values in outputs])
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "channel"),
+    [
+        (nn.Linear(8, 4), (8,), 1),
+        (nn.Conv2d(3, 4, 3), (3, 8, 8), 1),
+        (nn.Conv1d(3, 4, 3), (1, 3, 8), 2),
+    ],
+)
+def test_channel_means_are_kept_with_or_without_a_batch_dimension(
+    layer: nn.Module, shape: tuple[int, ...], channel: int
+) -> None:
+    layer.requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    samples: Samples = [(torch.rand(shape, generator=generator),) for _ in range(32)]
+    program, _ = prepare(export_program(layer, samples[0]), samples[0])
+    reference, mended = as_module(program), as_module(program)
+    grids = activation_grids(reference, calibrate(reference, lambda: samples), "minmax")
+    round_weights(mended, samples)
+    correct_biases(mended, reference, samples, grids)
+    (found,) = graph.layers(mended)
+    weight = graph.attribute(mended, found.weight)
+    graph.set_attribute(mended, found.weight, round_weight(weight, found.channel_axis))
+    grid = grids[found.node.all_input_nodes[0].name]
+    rounded: Samples = [(grid.round(sample[0].clone()),) for sample in samples]
+    expected, means = (
+        np.moveaxis(float_outputs(gm, inputs), channel, 0).reshape(4, -1).mean(1)
+        for gm, inputs in ((reference, samples), (mended, rounded))
+    )
+    assert means == pytest.approx(expected, abs=1e-5)
