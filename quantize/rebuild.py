@@ -122,19 +122,14 @@ def _plain(module: Callable[..., nn.Module], *defaults: Any) -> Build:
     return lambda gm, node: module(*_args(node, *defaults))
 
 
-def _hardtanh(gm: fx.GraphModule, node: fx.Node) -> nn.Module:
-    low, high = _args(node, -1.0, 1.0)
-    return nn.ReLU6() if (low, high) == (0, 6) else nn.Hardtanh(low, high)
-
-
 _LAYERS = (ATEN.conv2d.default, ATEN.linear.default)
 
+# Neither hardtanh nor ReLU6: where no layer takes them in, PyTorch's quantized kernel for qnnpack
+# mixes up the channels of channels_last tensors (torch.clamp on quantized tensors as well).
 _MODULES: dict[Any, Build] = {
     ATEN.conv2d.default: _conv2d,
     ATEN.linear.default: _linear,
-    ATEN.hardtanh.default: _hardtanh,
     ATEN.relu.default: _plain(nn.ReLU),
-    ATEN.relu6.default: _plain(nn.ReLU6),
     ATEN.silu.default: _plain(nn.SiLU),
     ATEN.sigmoid.default: _plain(nn.Sigmoid),
     ATEN.hardswish.default: _plain(nn.Hardswish),

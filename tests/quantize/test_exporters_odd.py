@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
 from edgekit import quality
-from tests.quantize.test_exporters import case
+from tests.quantize.test_exporters import RUNTIMES, case
 
 
 class Attention(nn.Module):
@@ -35,3 +36,27 @@ def test_onnx_ranges_come_from_all_samples_whatever_the_names(tmp_path: Path) ->
     mixed, unchanged = given.run(artifact, "onnx", tmp_path)
     assert quality.sqnr_db(given.outputs[0], mixed) > 30
     assert quality.sqnr_db(given.outputs[1], unchanged) > 40
+
+
+class Clamped(nn.Module):
+    """ReLU6 and Hardtanh after an addition, where no layer can take them in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, padding=1)
+        self.b = nn.Conv2d(3, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        a, b = self.a(x), self.b(x)
+        return self.head(nn.functional.relu6(4 * (a + b))), nn.functional.hardtanh(a - b)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_clamps_after_an_addition(runtime: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given = case(Clamped().eval(), tmp_path, ["x"])
+    (tmp_path / "out").mkdir()
+    artifact = given.export(runtime, "static_wi8_ai8", tmp_path / "out")
+    for wanted, got in zip(given.outputs, given.run(artifact, runtime, tmp_path), strict=True):
+        assert quality.sqnr_db(wanted, got) > 30
