@@ -20,10 +20,14 @@ def raised(name: str, error: Mapping[str, Any], log: Path) -> errors.EdgekitErro
     known = getattr(errors, str(error["class"]), None)
     if known is errors.MissingExtra:
         return errors.MissingExtra(error["package"], error["extra"])
+    if known is errors.WorkerCrashed:
+        return errors.WorkerCrashed(
+            error["message"], kind="exception", log_tail=log_tail(log), remedy=error["remedy"]
+        )
     if (
         isinstance(known, type)
         and issubclass(known, errors.EdgekitError)
-        and known not in (errors.WorkerCrashed, errors.RunnerFailed)
+        and known is not errors.RunnerFailed
     ):
         return known(error["message"], remedy=error["remedy"])
     kind = "memory" if error["class"] == "MemoryError" else "exception"

@@ -6,18 +6,22 @@ process of its own, reads the prepared program and the ranges from files, and wr
 
 from __future__ import annotations
 
+import re
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from edgekit import registry
-from edgekit.errors import ExportFailed, MissingExtra
+from edgekit.errors import EdgekitError, ExportFailed, MissingExtra, WorkerCrashed
 from edgekit.types import Recipe, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -73,17 +77,37 @@ def export(request: ExportRequest) -> dict[str, str]:
 
     Raises:
         MissingExtra: the runtime's packages are not installed.
-        ExportFailed: the conversion failed or wrote nothing.
+        ExportFailed: the conversion failed or wrote nothing; what a converter raised is printed.
     """
     entry = registry.runtimes()[request.runtime]
     try:
         exporter: Exporter = registry.load_object(entry.exporter)
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or str(error), entry.extra) from error
-    versions = exporter(request)
+    try:
+        versions = exporter(request)
+    except (EdgekitError, MemoryError):
+        raise
+    # Converters raise whatever they like.
+    except Exception as error:
+        traceback.print_exc()
+        raise WorkerCrashed(
+            f"{entry.label} cannot convert the model: {_root_cause(error)}",
+            kind="exception",
+            remedy=f"Leave this runtime out with --runtimes, or change the model. The log shows "
+            f"what {entry.label}'s converter said.",
+        ) from error
     if not request.out.is_file() or request.out.stat().st_size == 0:
         raise ExportFailed(f"The {entry.label} exporter wrote no file.")
     return dict(versions)
+
+
+def _root_cause(error: BaseException) -> str:
+    """Class and first line of the error that the others were raised from."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
+    return ": ".join([type(error).__name__, *lines[:1]])[:500]
 
 
 def example_inputs(specs: Sequence[TensorSpec]) -> tuple[torch.Tensor, ...]:

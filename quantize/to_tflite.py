@@ -9,6 +9,7 @@ sample. Tensors that the converter invented get the extremes of the whole calibr
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,15 @@ import torch
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_quantizer import qtyping, quantizer, recipe
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from edgekit.data import open_samples
+from edgekit.errors import ExportFailed
 from edgekit.files import write_atomic
 from edgekit.quantize.base import ExportRequest, example_inputs, tool_versions
 from edgekit.quantize.calibrate import Range, extremes_of_sample, load_ranges
-from edgekit.quantize.prepare import as_module
+from edgekit.quantize.graph import ATEN
+from edgekit.quantize.prepare import as_module, flatten
 
 _NODE_CLASS = "edgekit.Node"
 _NODE_NAME = re.compile(re.escape(_NODE_CLASS) + r"_(\w+)")
@@ -41,15 +45,92 @@ def export(request: ExportRequest) -> Mapping[str, str]:
     for node in gm.graph.nodes:
         if node.op == "call_function":
             node.meta["nn_module_stack"] = {"edgekit": (node.name, _NODE_CLASS)}
+    int8 = request.recipe.precision == "int8"
+    if int8:
+        _separate_outputs(gm)
     example = example_inputs(request.inputs)
     float_file = request.out.with_suffix(".float.tflite")
     litert_torch.convert(gm, example).export(str(float_file))
-    if request.recipe.precision == "fp32":
-        float_file.replace(request.out)
-    else:
+    _check_outputs(float_file, gm, request)
+    if int8:
         write_atomic(request.out, _quantize(float_file, gm, request))
         float_file.unlink()
+    else:
+        float_file.replace(request.out)
     return tool_versions("litert-torch", "ai-edge-litert", "ai-edge-quantizer", "torch")
+
+
+def _separate_outputs(gm: fx.GraphModule) -> None:
+    """Give each output a tensor of its own.
+
+    One that is used inside too, or returned twice, would have to be int8 and float32 at once. The
+    larger one of a value and itself is an operator of no effect that conversion leaves alone; it
+    merges equal ones, so that the next copy is that of the smaller one.
+    """
+    (output,) = (node for node in gm.graph.nodes if node.op == "output")
+    returned = Counter(pytree.tree_leaves(output.args))
+    users = {value: len(value.users) for value in returned if isinstance(value, fx.Node)}
+    sources: dict[fx.Node, fx.Node] = {}
+
+    def twin(target: Any, value: fx.Node) -> fx.Node:
+        with gm.graph.inserting_before(output):
+            made = gm.graph.call_function(target, (value, value))
+        made.meta = {**value.meta, "nn_module_stack": {"edgekit": (made.name, _NODE_CLASS)}}
+        return made
+
+    def own(value: fx.Node) -> fx.Node:
+        shared = returned[value] > 1 or users[value] > 1
+        if value.op != "call_function" or not shared or not _is_float(value):
+            return value
+        if value in sources:
+            sources[value] = twin(ATEN.minimum.default, sources[value])
+        else:
+            sources[value] = value
+        return twin(ATEN.maximum.default, sources[value])
+
+    output.args = fx.node.map_arg(output.args, own)
+    gm.recompile()
+
+
+def _is_float(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _check_outputs(model: Path, gm: fx.GraphModule, request: ExportRequest) -> None:
+    """Raises ExportFailed where the converter changed the type of an output, or made it a tensor
+    that cannot be quantized (see :func:`_separate_outputs`)."""
+    interpreter = Interpreter(str(model))
+    (signature,) = interpreter.get_signature_list()
+    details = interpreter.get_signature_runner(signature).get_output_details()
+    found = [details[name]["dtype"] for name in sorted(details, key=_position)]
+    with torch.inference_mode():
+        wanted = flatten(gm(*example_inputs(request.inputs)))
+    for i, (tensor, kind) in enumerate(zip(wanted, found, strict=True)):
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype != np.dtype(kind).name:
+            name = "output" if len(wanted) == 1 else f"output_{i}"
+            raise ExportFailed(
+                f"TFLite cannot give {name} as {dtype}: the converter makes it "
+                f"{np.dtype(kind).name}.",
+                remedy="Return float32 or int32 from the model, or leave this runtime out with "
+                "--runtimes.",
+            )
+    if request.recipe.precision == "int8" and _has_shared_outputs(model):
+        raise ExportFailed(
+            "TFLite's quantizer cannot handle an output that is also used inside the model, or "
+            "returned twice.",
+            remedy="Return each value once, or leave this runtime out with --runtimes.",
+        )
+
+
+def _has_shared_outputs(model: Path) -> bool:
+    interpreter = Interpreter(str(model))
+    inputs = {detail["index"] for detail in interpreter.get_input_details()}
+    outputs = [detail["index"] for detail in interpreter.get_output_details()]
+    read = {int(index) for node in interpreter._get_ops_details() for index in node["inputs"]}
+    computed = set(outputs) - inputs
+    return len(set(outputs)) < len(outputs) or bool(computed & read)
 
 
 def _quantize(float_file: Path, gm: fx.GraphModule, request: ExportRequest) -> bytes:
@@ -81,8 +162,11 @@ def _quantize(float_file: Path, gm: fx.GraphModule, request: ExportRequest) -> b
 def _signature(model: Path) -> tuple[str, list[str]]:
     """The name of the file's one signature and of its inputs, in the order of the model's."""
     ((name, signature),) = Interpreter(str(model)).get_signature_list().items()
-    inputs = sorted(signature["inputs"], key=lambda key: int(key.rpartition("_")[2]))
-    return name, inputs
+    return name, sorted(signature["inputs"], key=_position)
+
+
+def _position(name: str) -> int:
+    return int(name.rpartition("_")[2])
 
 
 def _apply_ranges(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 
 from edgekit import quality
+from edgekit.errors import ExportFailed
 from tests.quantize.test_exporters import RUNTIMES, case
 
 
@@ -60,3 +63,76 @@ def test_clamps_after_an_addition(runtime: str, tmp_path: Path) -> None:
     artifact = given.export(runtime, "static_wi8_ai8", tmp_path / "out")
     for wanted, got in zip(given.outputs, given.run(artifact, runtime, tmp_path), strict=True):
         assert quality.sqnr_db(wanted, got) > 30
+
+
+class Outputs(nn.Module):
+    """Gives logits, with what ``also`` makes of the features and the logits."""
+
+    def __init__(self, also: Callable[[torch.Tensor, torch.Tensor], object]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+        self.also = also
+
+    def forward(self, x: torch.Tensor) -> object:
+        features = torch.relu(self.conv(x)).mean((2, 3))
+        logits = self.head(features)
+        return logits, self.also(features, logits)
+
+
+@pytest.mark.parametrize(
+    "also",
+    [
+        pytest.param(lambda features, logits: features, id="used inside"),
+        pytest.param(lambda features, logits: logits, id="twice"),
+        pytest.param(lambda features, logits: [features, logits, features, logits], id="often"),
+    ],
+)
+def test_tflite_outputs_that_share_a_value(
+    also: Callable[[torch.Tensor, torch.Tensor], object], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    given = case(Outputs(also).eval(), tmp_path, ["x"])
+    (tmp_path / "out").mkdir()
+    artifact = given.export("tflite", "static_wi8_ai8", tmp_path / "out")
+    for wanted, got in zip(given.outputs, given.run(artifact, "tflite", tmp_path), strict=True):
+        assert quality.sqnr_db(wanted, got) > 35
+
+
+@pytest.mark.parametrize(
+    ("runtime", "recipe", "also", "message"),
+    [
+        (
+            "tflite",
+            "fp32",
+            lambda features, logits: logits.argmax(1),
+            "cannot give output_1 as int64: the converter makes it int32",
+        ),
+        (
+            "tflite",
+            "static_wi8_ai8",
+            lambda features, logits: logits.reshape(logits.shape),
+            "cannot handle an output that is also used inside the model, or returned twice",
+        ),
+        (
+            "onnx",
+            "fp32",
+            lambda features, logits: nn.functional.scaled_dot_product_attention(
+                logits[None], logits[None], logits[None]
+            ),
+            "cannot convert the model: AssertionError: only 4D query, key, and value are supported",
+        ),
+    ],
+)
+def test_what_cannot_be_converted_is_said(
+    runtime: str,
+    recipe: str,
+    also: Callable[[torch.Tensor, torch.Tensor], object],
+    message: str,
+    tmp_path: Path,
+) -> None:
+    given = case(Outputs(also).eval(), tmp_path, ["x"])
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ExportFailed, match=re.escape(message)) as caught:
+        given.export(runtime, recipe, tmp_path / "out")
+    assert "--runtimes" in caught.value.remedy
