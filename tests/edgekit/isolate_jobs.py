@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edgekit.errors import DataError, MissingExtra
+from edgekit.errors import DataError, MissingExtra, WorkerCrashed
 
 
 def double(payload: dict[str, Any]) -> dict[str, Any]:
@@ -64,6 +64,11 @@ def raise_typed(payload: dict[str, Any]) -> None:
 
 def raise_missing(payload: dict[str, Any]) -> None:
     raise MissingExtra("litert_torch", "tflite")
+
+
+def raise_crash(payload: dict[str, Any]) -> None:
+    print("layer7 has no kernel", flush=True)
+    raise WorkerCrashed("cannot convert", kind="exception", remedy="leave it out")
 
 
 def raise_foreign(payload: dict[str, Any]) -> None:
