@@ -129,7 +129,12 @@ def _share(graph: onnx.GraphProto, found: dict[str, Range]) -> None:
 
 
 def _computed(graph: fx.Graph) -> list[fx.Node]:
-    return [node for node in graph.nodes if node.op in ("placeholder", "call_function")]
+    """Inputs and what is computed and used; a program's file also lists unused results."""
+    return [
+        node
+        for node in graph.nodes
+        if node.op == "placeholder" or (node.op == "call_function" and node.users)
+    ]
 
 
 class _Samples(CalibrationDataReader):  # type: ignore[misc]

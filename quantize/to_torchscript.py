@@ -85,8 +85,14 @@ def quantize(
         if node.op != "call_module":
             continue
         observer = prepared.get_submodule(node.target)
-        if isinstance(observer, HistogramObserver):
-            fixed = _fixed_observer(ranges[names[node.args[0]]], kind)
+        if not isinstance(observer, HistogramObserver):
+            continue
+        source = node.args[0]
+        if source.op == "get_attr":
+            # A constant is no activation: it is all there is to see of its range.
+            observer(graph.attribute(prepared, source.target))
+        else:
+            fixed = _fixed_observer(ranges[names[source]], kind)
             setattr(prepared, node.target, fixed)
     converted: fx.GraphModule = convert_fx(prepared)
     return converted

@@ -15,6 +15,7 @@ from edgekit.quantize.engine import prepare_model
 from edgekit.quantize.graph import ATEN
 from edgekit.quantize.prepare import as_float32, as_module, export_program, flatten, prepare, run
 from tests.quantize.nets import build
+from tests.quantize.test_exporters import RUNTIMES, case
 
 
 def prepared(module: nn.Module, *inputs: torch.Tensor) -> tuple[torch.fx.GraphModule, set[str]]:
@@ -192,3 +193,26 @@ class Modes(nn.Module):
 def test_gradient_and_autocast_modes_are_no_control_flow() -> None:
     gm, _ = prepared(build(Modes), normal(1, 3))
     assert targets(gm) == [ATEN.linear.default] * 2
+
+
+class Twice(nn.Module):
+    """One convolution on tensors of three different scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.conv(x))
+        shared: torch.Tensor = self.conv(4 * torch.relu(self.conv(y)))
+        return shared
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_shared_layers_quantize_like_others(runtime: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given = case(Twice().eval().requires_grad_(False), tmp_path, ["x"])
+    (tmp_path / "out").mkdir()
+    artifact = given.export(runtime, "static_wi8_ai8", tmp_path / "out")
+    (found,) = given.run(artifact, runtime, tmp_path)
+    assert quality.sqnr_db(given.outputs[0], found) > 35
