@@ -67,7 +67,7 @@ def raise_missing(payload: dict[str, Any]) -> None:
 
 
 def raise_crash(payload: dict[str, Any]) -> None:
-    print("layer7 has no kernel", flush=True)
+    os.write(1, b"layer7 has no kernel\n")
     raise WorkerCrashed("cannot convert", kind="exception", remedy="leave it out")
 
 

@@ -85,7 +85,7 @@ def test_a_crash_brings_the_last_lines_of_its_log(tmp_path: Path) -> None:
 
 
 def test_a_crash_that_a_job_tells_itself_keeps_its_words(tmp_path: Path) -> None:
-    with pytest.raises(WorkerCrashed, match="^cannot convert$") as caught:
+    with pytest.raises(WorkerCrashed, match=r"^cannot convert$") as caught:
         run_isolated(job(tmp_path, "raise_crash"))
     assert (caught.value.kind, caught.value.remedy) == ("exception", "leave it out")
     assert "layer7 has no kernel" in caught.value.log_tail
