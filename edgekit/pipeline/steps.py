@@ -109,7 +109,7 @@ def load(payload: dict[str, Any]) -> None:
                 program_digest=prepared.digest,
                 passes=prepared.passes,
                 dependencies=tuple((str(path), sha256_file(path)) for path in model.dependencies),
-                notes=model.notes,
+                notes=(*model.notes, *prepared.notes),
             )
         )
 
@@ -146,7 +146,7 @@ def reference(payload: dict[str, Any]) -> None:
 
     from edgekit import quality
     from edgekit.quantize.engine import samples
-    from edgekit.quantize.prepare import as_module, check_equal, flatten, run
+    from edgekit.quantize.prepare import as_float32, as_module, check_equal, flatten, run
 
     model = _load_model(payload)
     if model.weights_sha256 != payload["weights_sha256"]:
@@ -154,6 +154,8 @@ def reference(payload: dict[str, Any]) -> None:
             f"{payload['source']['source']} gives other weights each time it is called.",
             remedy="Load trained weights in it, or seed every random generator that it uses.",
         )
+    # As in preparation: the reference is the model at the precision of its float twins.
+    as_float32(model.module, model.example_inputs)
     module = model.module
     outputs = codec.from_json(tuple[TensorSpec, ...], payload["outputs"], where="outputs")
     choose, report = _open_sets(payload)
