@@ -83,15 +83,41 @@ class ModelSpec:
 class Recipe:
     """How an artifact was quantized. Names decode as in ``static_wi8_ai8``.
 
-    ``steps`` are the preparation and repair steps in the order in which they were applied;
-    ``ranges`` is the observer for activations.
+    ``scheme`` says when activations are quantized: never (``"float"``, ``"weight_only"``), at run
+    time (``"dynamic"``) or with the calibrated ``ranges`` (``"static"``); ``activations`` is their
+    dtype in between. ``steps`` are the rungs of the repair ladder that were kept, in the order in
+    which they were applied. ``rewrites`` changed the program before calibration, and
+    ``float_nodes`` names nodes of it that stay float; ``variant`` is what the two are called.
     """
 
     name: str
     precision: Precision
     steps: tuple[str, ...] = ()
-    ranges: Literal["", "minmax", "histogram"] = ""
+    ranges: Literal["", "minmax", "percentile", "histogram", "mse"] = ""
     per_channel: bool = True
+    scheme: Literal["float", "static", "dynamic", "weight_only"] = "float"
+    activations: Literal["float32", "int8", "int16"] = "float32"
+    variant: str = ""
+    rewrites: tuple[str, ...] = ()
+    float_nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RungResult:
+    """One rung of the repair ladder, judged by simulation on the evaluation set.
+
+    ``sqnr_db`` is that of the worst output, ``drop`` that of the set's metric; both with all rungs
+    that were kept so far and this one. ``added_ns`` estimates what it costs per inference on the
+    host that made it; 0 where the program that runs is the same.
+    """
+
+    rung: str
+    kept: bool
+    sqnr_db: float
+    drop: float
+    seconds: float
+    added_ns: int = 0
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,12 +276,13 @@ class CandidateFailure:
 class RecipeLog:
     """``recipe.json`` of a bundle: how each artifact was made, and what could not be made.
 
-    ``recipes`` maps artifact ids to recipes.
+    ``recipes`` and ``ladders`` map artifact ids to recipes and to the rungs that were tried.
     """
 
     schema: int
     recipes: Mapping[str, Recipe]
     failures: tuple[CandidateFailure, ...] = ()
+    ladders: Mapping[str, tuple[RungResult, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,10 +106,9 @@ def repair_program(
     ranges = calibrate(reference, lambda: samples(calibration))
     save_ranges(folder / RANGES, ranges)
     mended = as_module(torch.export.load(program))
-    if "hessian_rounding" in recipe.steps:
+    if recipe.scheme == "static":
         on_step("hessian_rounding")
         round_weights(mended, list(samples(calibration, HESSIAN_SAMPLES)))
-    if "bias_correction" in recipe.steps:
         on_step("bias_correction")
         grids = activation_grids(reference, ranges, recipe.ranges)
         correct_biases(mended, reference, list(samples(calibration, BIAS_SAMPLES)), grids)

@@ -1,21 +1,38 @@
-"""The recipes by name. Data only: what a name means, saved beside every artifact it made."""
+"""The recipes by name. Data only: what a name means, saved beside every artifact it made.
+
+Names say how activations are quantized, then the weights' and the activations' types: ``wi8`` are
+int8 weights, ``ai8`` and ``ai16`` integer activations, ``afp32`` float ones.
+"""
 
 from __future__ import annotations
 
 from edgekit.types import Recipe
 
-FP32 = Recipe("fp32", "fp32", steps=("prepare",), ranges="", per_channel=False)
+FP32 = Recipe("fp32", "fp32", ranges="", per_channel=False)
 
 #: Static INT8: int8 per-channel weights, int8 per-tensor activations, float32 inputs and outputs.
 STATIC_WI8_AI8 = Recipe(
-    "static_wi8_ai8",
-    "int8",
-    steps=("prepare", "calibrate", "hessian_rounding", "bias_correction"),
-    ranges="histogram",
-    per_channel=True,
+    "static_wi8_ai8", "int8", ranges="histogram", scheme="static", activations="int8"
 )
+#: As static INT8, with int16 activations: nearly float accuracy, where a runtime has the kernels.
+STATIC_WI8_AI16 = Recipe(
+    "static_wi8_ai16", "int8", ranges="minmax", scheme="static", activations="int16"
+)
+#: int8 matrix products whose activations are quantized by their own extremes at run time.
+DYNAMIC_WI8_AFP32 = Recipe("dynamic_wi8_afp32", "int8", scheme="dynamic")
+#: int8 weights that are turned into float32 before use: a small file, no faster arithmetic.
+WEIGHT_ONLY_WI8_AFP32 = Recipe("weight_only_wi8_afp32", "int8", scheme="weight_only")
 
-RECIPES = {recipe.name: recipe for recipe in (FP32, STATIC_WI8_AI8)}
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        FP32,
+        STATIC_WI8_AI8,
+        STATIC_WI8_AI16,
+        DYNAMIC_WI8_AFP32,
+        WEIGHT_ONLY_WI8_AFP32,
+    )
+}
 
 #: What an artifact of a recipe must hold, as a share of its multiply-accumulates in int8.
 MIN_INT8_MAC_SHARE = {"static_wi8_ai8": 0.95}
