@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import glob
 import hashlib
 import json
@@ -802,7 +803,7 @@ def _oom_kills() -> int:
     return 0
 
 
-def _child_setup() -> None:
+def _child_setup(parent: int) -> None:
     """In the runner's process: die with the worker, and be the first that a full memory kills."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
@@ -810,14 +811,17 @@ def _child_setup() -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)  # the worker died before its death could be asked for
 
 
 def run_bounded(argv: List[str], folder: str, timeout_s: float) -> Dict[str, Any]:
     """Runs a command to its end or its time limit, keeping a bounded part of what it writes."""
     oom_before, deadline = _oom_kills(), time.monotonic() + timeout_s
+    setup = functools.partial(_child_setup, os.getpid())
     process = subprocess.Popen(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        cwd=folder, start_new_session=True, preexec_fn=_child_setup,
+        cwd=folder, start_new_session=True, preexec_fn=setup,
     )  # fmt: skip
     assert process.stdout is not None and process.stderr is not None
     texts = {process.stdout: bytearray(), process.stderr: bytearray()}
