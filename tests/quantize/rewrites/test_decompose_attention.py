@@ -1,0 +1,93 @@
+"""Attention written out computes the same, and loses its guarded softmax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from edgekit import quality
+from edgekit.quantize import rewrites
+from edgekit.quantize.graph import ATEN
+from edgekit.quantize.prepare import as_module, re_export, run
+from tests.quantize.rewrites.graphs import program, rewritten, targets
+
+
+class Attention(nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k, v, **self.options)
+
+
+def operands(*shape: int, keys: int = 6) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(0)
+    other = (*shape[:-2], keys, shape[-1])
+    return torch.randn(shape), torch.randn(other), torch.randn(other)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((1, 2, 5, 8), {}),
+        ((2, 5, 8), {}),
+        ((1, 2, 5, 8), {"scale": 0.3}),
+        ((1, 2, 5, 8), {"is_causal": True}),
+        ((1, 2, 5, 8), {"attn_mask": torch.linspace(-9, 0, 30).view(5, 6)}),
+        ((2, 2, 5, 8), {"attn_mask": torch.zeros(2, 1, 5, 6).index_fill(3, torch.tensor(2), -1e9)}),
+        ((1, 2, 5, 8), {"attn_mask": torch.full((5, 6), -torch.inf).triu(1)}),
+    ],
+)
+def test_computes_the_same(shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    inputs = operands(*shape)
+    gm = program(Attention(**options), *inputs)
+    count, result, db = rewritten(gm, "decompose_attention", *inputs)
+    assert count == 1
+    assert db > 100
+    assert ATEN.softmax.int in targets(result)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"attn_mask": torch.ones(5, 6, dtype=torch.bool).tril()}, {"enable_gqa": True}],
+)
+def test_masks_of_booleans_and_shared_heads_stay(options: dict[str, Any]) -> None:
+    inputs = operands(1, 2, 5, 8)
+    count, _, _ = rewritten(program(Attention(**options), *inputs), "decompose_attention", *inputs)
+    assert count == 0
+
+
+def test_a_query_without_any_key_gets_the_mean_of_the_values() -> None:
+    inputs = operands(1, 1, 3, 4)
+    mask = torch.zeros(3, 6)
+    mask[1] = -torch.inf
+    gm = program(Attention(attn_mask=mask), *inputs)
+    (before,) = run(gm, inputs)
+    rewrites.apply(gm, ["decompose_attention"])
+    (after,) = run(as_module(re_export(gm, inputs)), inputs)
+    others = [0, 2]
+    assert quality.sqnr_db(before[..., others, :].numpy(), after[..., others, :].numpy()) > 100
+    assert torch.allclose(after[0, 0, 1], inputs[2].mean(2)[0, 0], atol=1e-6)
+
+
+def test_the_scale_goes_on_into_the_projection() -> None:
+    class Projected(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = (nn.Linear(8, 8) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            heads = [m(x).view(1, 5, 2, 4).transpose(1, 2) for m in (self.q, self.k, self.v)]
+            return F.scaled_dot_product_attention(*heads)
+
+    x = torch.randn(1, 5, 8)
+    gm = program(Projected(), x)
+    (before,) = run(gm, (x,))
+    changed = rewrites.apply(gm, ["decompose_attention", "fold_affine"])
+    assert changed == {"decompose_attention": 1, "fold_affine": 1}
+    assert quality.sqnr_db(before.numpy(), run(gm, (x,))[0].numpy()) > 100
