@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Bar:
-    """A promise and how it turned out: kept where ``value <= limit``.
+    """A promise and how it turned out: kept where ``value <= limit``, or ``>=`` with ``least``.
 
     ``timing`` marks the ones that depend on the machine's load; ``--quick`` does not hold those.
     """
@@ -25,14 +25,16 @@ class Bar:
     limit: float
     unit: str = ""
     timing: bool = True
+    least: bool = False
 
     @property
     def kept(self) -> bool:
-        return self.value <= self.limit
+        return self.value >= self.limit if self.least else self.value <= self.limit
 
     def __str__(self) -> str:
         # An exact limit such as 0.125 must not be shown rounded.
-        relation = "<=" if self.kept else ">"
+        wanted, other = (">=", "<") if self.least else ("<=", ">")
+        relation = wanted if self.kept else other
         unit = f" {self.unit}" if self.unit else ""
         verdict = "kept" if self.kept else "MISSED"
         return f"{verdict}: {self.what}: {self.value:.3g}{unit} {relation} {self.limit:g}{unit}"

@@ -15,17 +15,20 @@ from benchmarks.vendors.inputs import Inputs, read_inputs
 
 
 def main(given: Inputs) -> None:
-    lowered = to_edge_transform_and_lower(
-        torch.export.export(given.model, given.example), partitioner=[XnnpackPartitioner()]
-    ).to_executorch()
-    (given.out / "fp32.pte").write_bytes(lowered.buffer)
+    if given.float_file:
+        lowered = to_edge_transform_and_lower(
+            torch.export.export(given.model, given.example), partitioner=[XnnpackPartitioner()]
+        ).to_executorch()
+        (given.out / "fp32.pte").write_bytes(lowered.buffer)
 
     quantizer = XNNPACKQuantizer()
-    quantizer.set_global(get_symmetric_quantization_config(is_per_channel=True))
+    quantizer.set_global(
+        get_symmetric_quantization_config(is_per_channel=True, is_dynamic=given.dynamic)
+    )
     exported = torch.export.export(given.model, given.example).module()
     prepared = prepare_pt2e(exported, quantizer)
-    for photo in given.photos:
-        prepared(torch.from_numpy(photo))
+    for sample in given.tensors():
+        prepared(*sample)
     quantized = convert_pt2e(prepared)
     lowered = to_edge_transform_and_lower(
         torch.export.export(quantized, given.example), partitioner=[XnnpackPartitioner()]

@@ -10,16 +10,17 @@ from onnxruntime.quantization import (
     QuantFormat,
     QuantType,
     quant_pre_process,
+    quantize_dynamic,
     quantize_static,
 )
 
 from benchmarks.vendors.inputs import Inputs, read_inputs
 
 
-class Photos(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, model: str, photos: list[np.ndarray]) -> None:
-        name = onnxruntime.InferenceSession(model).get_inputs()[0].name
-        self._feeds = iter([{name: photo} for photo in photos])
+class Samples(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, model: str, samples: list[tuple[np.ndarray, ...]]) -> None:
+        names = [given.name for given in onnxruntime.InferenceSession(model).get_inputs()]
+        self._feeds = iter([dict(zip(names, sample, strict=True)) for sample in samples])
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self._feeds, None)
@@ -27,13 +28,17 @@ class Photos(CalibrationDataReader):  # type: ignore[misc]
 
 def main(given: Inputs) -> None:
     float_file, prepared = str(given.out / "fp32.onnx"), str(given.out / "prepared.onnx")
+    int8_file = str(given.out / "int8.onnx")
     torch.onnx.export(given.model, given.example, float_file, dynamo=True, external_data=False)
 
     quant_pre_process(float_file, prepared)
+    if given.dynamic:
+        quantize_dynamic(prepared, int8_file, weight_type=QuantType.QInt8)
+        return
     quantize_static(
         prepared,
-        str(given.out / "int8.onnx"),
-        Photos(prepared, given.photos),
+        int8_file,
+        Samples(prepared, given.samples),
         quant_format=QuantFormat.QDQ,
         weight_type=QuantType.QInt8,
     )

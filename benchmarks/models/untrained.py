@@ -1,0 +1,113 @@
+"""torchvision architectures with random weights: what they cost, and how well they quantize.
+
+Input (1, 3, 224, 224) float32, about -1..1; logits. As they are made, such networks are no fair
+test: batch norm lets the activations fade from layer to layer, ConvNeXt multiplies its blocks by
+1e-6 and the vision transformer's head is zero. Here the batch norms have the statistics of their
+inputs on smooth noise, and the others weights of a trained network's size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.models.cached import weights
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+SEED = 0
+_NOISE_IMAGES = 8
+_LAYER_SCALE = 0.3
+
+
+def mobilenet_v2() -> nn.Module:
+    return _settled("mobilenet_v2")
+
+
+def resnet18() -> nn.Module:
+    return _settled("resnet18")
+
+
+def regnet_y_400mf() -> nn.Module:
+    return _settled("regnet_y_400mf")
+
+
+def efficientnet_b0() -> nn.Module:
+    return _settled("efficientnet_b0")
+
+
+def convnext_tiny() -> nn.Module:
+    return _settled("convnext_tiny")
+
+
+def vit_4_layers() -> nn.Module:
+    """A vision transformer of 4 layers, 3 heads and 192 channels with patches of 16x16."""
+    return _settled("vit_4_layers")
+
+
+def example_inputs() -> tuple[torch.Tensor, ...]:
+    import torch
+
+    return (torch.zeros(1, 3, 224, 224),)
+
+
+def noise(count: int, size: int, seed: int = SEED) -> torch.Tensor:
+    """Images (count, 3, size, size) in -1..1 whose spectrum falls as 1/f, as that of photos."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros(count, 3, size, size)
+    side = 4
+    while side <= size:
+        part = torch.randn(count, 3, side, side, generator=generator)
+        total += torch.nn.functional.interpolate(part, size, mode="bilinear") * (4 / side)
+        side *= 2
+    return total / total.abs().amax((1, 2, 3), keepdim=True)
+
+
+def settle(model: nn.Module, images: torch.Tensor) -> nn.Module:
+    """Give the batch norms the statistics that their inputs have on ``images``."""
+    import torch
+    from torch import nn
+
+    model.eval()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [module.momentum for module in norms]
+    # Alone in training mode: dropout and stochastic depth stay off.
+    for module in norms:
+        module.train()
+        module.reset_running_stats()
+        module.momentum = None  # the mean over all images
+    with torch.no_grad():
+        model(images)
+    for module, momentum in zip(norms, momenta, strict=True):
+        module.momentum = momentum
+    return model.eval()
+
+
+def _settled(name: str) -> nn.Module:
+    model = _network(name)
+    make = lambda: settle(_network(name), noise(_NOISE_IMAGES, 224))  # noqa: E731
+    model.load_state_dict(weights(name, Path(__file__), make))
+    return model.eval()
+
+
+def _network(name: str) -> nn.Module:
+    import torch
+    from torch import nn
+    from torchvision import models
+
+    torch.manual_seed(SEED)
+    if name == "vit_4_layers":
+        model: nn.Module = models.VisionTransformer(224, 16, 4, 3, 192, 768)
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
+        return model
+    model = models.get_model(name, weights=None)
+    for key, parameter in model.named_parameters():
+        if key.endswith("layer_scale"):
+            nn.init.constant_(parameter, _LAYER_SCALE)
+    return model

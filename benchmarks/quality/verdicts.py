@@ -1,0 +1,124 @@
+"""The bars of a case, held against its record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks.common import Bar
+from benchmarks.quality.cases import Case
+from benchmarks.quality.records import Entry, Record
+from edgekit import stats
+
+#: SQNR of the same file differs by less between two report sets of this size.
+SQNR_NOISE_DB = 0.1
+#: Latencies of two builds of one program differ by as much.
+LATENCY_NOISE = 0.03
+
+
+def bars(case: Case, record: Record, seed: int) -> list[Bar]:
+    """Every bar of a case that was run; a case that failed has one, which is missed."""
+    if record.skipped:
+        return []
+    if record.failure:
+        return [Bar(f"{case.name}: it could be made", 1, 0, timing=False)]
+    found = list(_made(case, record))
+    for runtime in record.runtimes:
+        ours = record.entry("ours", runtime)
+        if ours is not None:
+            found += _accuracy(case, record, ours)
+            found += _against_stock(case, record, ours, seed)
+            found += _against_float(case, record, ours, seed)
+    found += _between_runtimes(case, record)
+    found += [
+        Bar(
+            f"{case.name} {alone.runtime}: {alone.part} alone, better by",
+            alone.alone_db - alone.whole_db,
+            case.bars.apart_db,
+            "dB",
+            timing=False,
+        )
+        for alone in record.alone
+        if case.bars.apart_db is not None
+    ]
+    return found
+
+
+def ratio(one: Entry, other: Entry) -> float:
+    """Median latency of one / of the other."""
+    return median_ns(one) / median_ns(other)
+
+
+def median_ns(entry: Entry) -> float:
+    return stats.quantile(entry.latency_ns, 0.5)
+
+
+def _made(case: Case, record: Record) -> Iterator[Bar]:
+    for runtime in record.runtimes:
+        for side in ("float", "ours"):
+            entries = [e for e in record.entries if (e.side, e.runtime) == (side, runtime)]
+            failed = not any(not entry.failure for entry in entries)
+            if failed:
+                name = "float" if side == "float" else "INT8"
+                yield Bar(f"{case.name} {runtime}: {name} files missing", 1, 0, timing=False)
+
+
+def _accuracy(case: Case, record: Record, ours: Entry) -> Iterator[Bar]:
+    held, what = case.bars, f"{case.name} {ours.runtime}"
+    if held.sqnr_db is not None and ours.sqnr_db is not None:
+        yield Bar(f"{what}: SQNR", ours.sqnr_db, held.sqnr_db, "dB", timing=False, least=True)
+    if held.agreement is not None and ours.agreement is not None:
+        yield Bar(
+            f"{what}: top-1 agreement", ours.agreement, held.agreement, timing=False, least=True
+        )
+    if held.loss is not None and ours.accuracy is not None and record.float_accuracy is not None:
+        loss = 100 * (record.float_accuracy - ours.accuracy)
+        yield Bar(f"{what}: loss of top-1", loss, 100 * held.loss, "points", timing=False)
+    twin = record.entry("float", ours.runtime)
+    if held.size is not None and twin is not None:
+        share = ours.size_bytes / twin.size_bytes
+        yield Bar(f"{what}: size of float", share, held.size, timing=False)
+
+
+def _against_stock(case: Case, record: Record, ours: Entry, seed: int) -> Iterator[Bar]:
+    stock, what = record.entry("stock", ours.runtime), f"{case.name} {ours.runtime}"
+    if stock is None:
+        return
+    if case.bars.stock_sqnr and stock.sqnr_db is not None and ours.sqnr_db is not None:
+        gained = ours.sqnr_db - stock.sqnr_db
+        yield Bar(
+            f"{what}: SQNR above stock", gained, -SQNR_NOISE_DB, "dB", timing=False, least=True
+        )
+    if case.bars.stock_latency:
+        found = compare(ours, stock, seed)
+        yield Bar(
+            f"{what}: latency of stock {found.ratio.value:.2f}, surely above",
+            found.ratio.low,
+            1 + LATENCY_NOISE,
+        )
+
+
+def _against_float(case: Case, record: Record, ours: Entry, seed: int) -> Iterator[Bar]:
+    twin, what = record.entry("float", ours.runtime), f"{case.name} {ours.runtime}"
+    if twin is None:
+        return
+    limit = case.bars.latency.get(ours.runtime)
+    if limit is not None:
+        yield Bar(f"{what}: latency of float", ratio(ours, twin), limit)
+    if case.bars.float_where_slower and compare(ours, twin, seed).verdict == "slower":
+        chosen = [choice for choice in record.choices if choice.runtime == ours.runtime]
+        wrong = not any(choice.precision == "fp32" and choice.rule for choice in chosen)
+        yield Bar(f"{what}: slower than float, and yet chosen", int(wrong), 0)
+
+
+def _between_runtimes(case: Case, record: Record) -> Iterator[Bar]:
+    limit = case.bars.executorch_of_tflite
+    one, other = record.entry("ours", "executorch"), record.entry("ours", "tflite")
+    if limit is not None and one is not None and other is not None:
+        yield Bar(f"{case.name}: ExecuTorch's latency of TFLite's", ratio(one, other), limit)
+
+
+def compare(one: Entry, other: Entry, seed: int) -> stats.Comparison:
+    """Of the rounds in which both ran; unpaired where there is only one."""
+    a, b = one.latency_ns, other.latency_ns
+    paired = len(a) == len(b) > 1
+    return stats.compare(a, b, 0.5, noise_floor=LATENCY_NOISE, paired=paired, seed=seed)
