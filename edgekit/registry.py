@@ -89,6 +89,7 @@ SOURCES: dict[str, str] = {
 
 TRANSPORTS: dict[str, str] = {
     "local": "edgekit.targets.local:LocalTransport",
+    "ssh": "edgekit.targets.ssh:SshTransport",
 }
 
 RECIPES: tuple[str, ...] = ("fp32", "static_wi8_ai8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib import resources
 
@@ -79,11 +80,22 @@ def _from_text(text: str) -> Target | None:
     if text == "local":
         return _LOCAL
     if text.startswith("ssh://"):
-        name = re.sub(r"[^A-Za-z0-9_.-]+", "_", text.removeprefix("ssh://").rpartition("@")[2])
-        return Target(name=name or "ssh", transport="ssh", address=text)
+        return Target(name=_name_of(text), transport="ssh", address=text)
     if text.startswith("adb:"):
         serial = text.removeprefix("adb:")
         return Target(name=serial or "adb", transport="adb", address=serial)
     if text in profile_names():
         return Target(name=text, transport="ssh", address=text, profile=text)
     return None
+
+
+def _name_of(address: str) -> str:
+    """What the target of a bare ``ssh://`` address is called in messages and results."""
+    host = address.removeprefix("ssh://").rpartition("@")[2]
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", host).strip("_") or "ssh"
+
+
+def spelled(target: Target) -> str:
+    """How to name a target on a command line, quoted for a shell."""
+    bare = target.address.startswith("ssh://") and target.name == _name_of(target.address)
+    return shlex.quote(target.address if bare else target.name)

@@ -319,6 +319,7 @@ class DeviceFacts:
     mem_total_bytes: int
     disk_free_bytes: int
     emulated: bool
+    soc: str = ""
 
 
 @dataclass(frozen=True, slots=True)

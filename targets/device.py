@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 from edgekit import registry
@@ -72,6 +72,17 @@ def connect(target: Target, *, progress: Progress | None = None) -> Device:
         transport.close()
         raise
     return device
+
+
+def survey(target: Target) -> tuple[DeviceFacts, list[str]]:
+    """What a device says about itself, and why it does not fit the target's profile.
+
+    Raises:
+        UsageError, DeviceError: as in :func:`connect`.
+    """
+    with connect(replace(target, profile="")) as device:
+        facts = device.facts()
+    return facts, misfits(load_profile(target.profile), facts) if target.profile else []
 
 
 class Device:

@@ -20,7 +20,7 @@ def parse_facts(raw: Mapping[str, Any]) -> DeviceFacts:
         if isinstance(text, str)
     }
     uname = _mapping(raw.get("uname"))
-    arch = str(uname.get("machine", ""))
+    arch = _arch(str(uname.get("machine", "")), raw.get("bits"))
     cpuinfo = files.get("/proc/cpuinfo", "")
     return DeviceFacts(
         model=_model(files),
@@ -37,12 +37,13 @@ def parse_facts(raw: Mapping[str, Any]) -> DeviceFacts:
         ),
         temp_c=parse_temperature(files),
         throttled=parse_throttled(
-            files.get("/sys/devices/platform/soc/soc:firmware/get_throttled", "")
+            "".join(text for path, text in files.items() if path.endswith("/get_throttled"))
             or str(raw.get("vcgencmd", ""))
         ),
         mem_total_bytes=parse_mem_total(files.get("/proc/meminfo", "")),
         disk_free_bytes=_int(raw.get("disk_free_bytes"), 0),
         emulated=is_emulated(files, arch, str(raw.get("qemu_cpu", ""))),
+        soc=parse_soc(files.get("/proc/device-tree/compatible", "")),
     )
 
 
@@ -50,6 +51,13 @@ def parse_os_release(text: str) -> str:
     """PRETTY_NAME of /etc/os-release, e.g. ``Debian GNU/Linux 12 (bookworm)``."""
     match = re.search(r"^PRETTY_NAME=(.*)$", text, re.MULTILINE)
     return match.group(1).strip().strip("\"'") if match else ""
+
+
+def parse_soc(compatible: str) -> str:
+    """The chip of a board with a device tree: the last, most general of its NUL-separated
+    ``vendor,name`` entries, without the vendor; empty where there is none, as on PCs."""
+    entries = [entry for entry in compatible.strip("\n").split("\0") if entry]
+    return entries[-1].rpartition(",")[2] if entries else ""
 
 
 def parse_cpu_features(cpuinfo: str) -> tuple[str, ...]:
@@ -102,6 +110,11 @@ def is_emulated(files: Mapping[str, str], arch: str, qemu_cpu: str) -> bool:
         or "dummy-virt" in board
         or "QEMU TCG" in cpuinfo
     )
+
+
+def _arch(machine: str, bits: object) -> str:
+    """As ``uname -m``, but that of the programs: 32-bit Raspberry Pi OS has a 64-bit kernel."""
+    return {"aarch64": "armv7l", "x86_64": "i686"}.get(machine, machine) if bits == 32 else machine
 
 
 def _model(files: Mapping[str, str]) -> str:

@@ -28,6 +28,9 @@ class Profile:
         threads: thread counts worth probing.
         max_temp_c: a measurement waits until the device is cooler; 0 for no gate.
         cool_down_s: it waits at most so long, before every process.
+        fps_mode: what a rate in frames per second means there: ``sustained``, after the device has
+            warmed up, for boards that slow down when they are hot; else ``burst``.
+        host: the name under which such a device is usually found in its network; empty for none.
     """
 
     name: str
@@ -39,6 +42,8 @@ class Profile:
     threads: tuple[int, ...] = (1, 2)
     max_temp_c: float = 0.0
     cool_down_s: float = 0.0
+    fps_mode: str = "burst"
+    host: str = ""
 
 
 def names() -> tuple[str, ...]:

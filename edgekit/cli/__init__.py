@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "run": "Quantize and deploy in one go; what did not change is not done again.",
     "status": "Show what is active on a device.",
     "rollback": "Return to the release that was active before.",
+    "targets": "List, add, show, trust and remove the devices to deploy to.",
     "gc": "Remove what no active or previous release on a device needs.",
     "results": "List the recorded measurements.",
     "report": "Write the HTML report of a run.",

@@ -876,7 +876,7 @@ FACT_FILES = [
     "/proc/sys/kernel/arch",
     "/etc/os-release",
     "/sys/class/dmi/id/product_name",
-    "/sys/devices/platform/soc/soc:firmware/get_throttled",
+    "/sys/bus/platform/drivers/raspberrypi-firmware/*/get_throttled",
     "/sys/devices/system/cpu/cpu*/cpufreq/scaling_governor",
     "/sys/devices/system/cpu/cpu*/cpufreq/scaling_cur_freq",
     "/sys/class/thermal/thermal_zone*/type",
@@ -911,6 +911,7 @@ def facts(root: Root) -> Dict[str, Any]:
         "uname": {"sysname": uname.sysname, "release": uname.release, "machine": uname.machine},
         "libc": libc,
         "python": "%d.%d.%d" % sys.version_info[:3],
+        "bits": 64 if sys.maxsize > 2**32 else 32,
         "cpu_count": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count() or 1,

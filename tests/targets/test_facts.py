@@ -1,4 +1,4 @@
-"""Facts: every recording in facts/ is parsed and compared; and this machine tells its own."""
+"""Facts: every recording in recorded/ is parsed and compared; and this machine tells its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgekit.targets.facts import parse_facts, parse_throttled
 from edgekit.targets.profile import load_profile, misfits, names
 from edgekit.types import DeviceFacts
 
-RECORDINGS = sorted((Path(__file__).parent / "facts").glob("*.json"))
+RECORDINGS = sorted((Path(__file__).parent / "recorded").glob("*.json"))
 
 
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
@@ -59,16 +59,23 @@ def test_the_temperature_gate_waits_and_gives_up(monkeypatch: pytest.MonkeyPatch
 
 
 def _facts(name: str) -> DeviceFacts:
-    path = Path(__file__).parent / "facts" / f"{name}.json"
+    path = Path(__file__).parent / "recorded" / f"{name}.json"
     raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["raw"]
     return parse_facts(raw)
 
 
 def test_profiles_are_whole_and_fit_their_devices() -> None:
-    assert {"rpi3", "rpi4", "rpi5", "linux-x86_64", "linux-aarch64", "local"} <= set(names())
+    boards = {"rpi3", "rpi4", "rpi5", "jetson-orin-nano"}
+    assert {*boards, "linux-x86_64", "linux-aarch64", "local"} <= set(names())
     for name in names():
         profile = load_profile(name)
         assert profile.description and profile.threads and min(profile.threads) >= 1
+        assert profile.fps_mode in ("burst", "sustained")
+        assert (profile.fps_mode == "sustained") == (profile.max_temp_c > 0) == (name in boards)
+    for name in boards:
+        facts = _facts(name.replace("-", "_"))
+        assert misfits(load_profile(name), facts) == []
+        assert misfits(load_profile("linux-aarch64"), facts) == []
     pi4 = _facts("rpi4")
     assert misfits(load_profile("rpi4"), pi4) == []
     assert misfits(load_profile("linux-aarch64"), pi4) == []
@@ -82,6 +89,8 @@ def test_misfits_are_named() -> None:
     assert problem == "its CPU lacks aes, asimddp, atomics"
     (problem,) = misfits(load_profile("linux-x86_64"), _facts("nothing"))
     assert "architecture" in problem
+    (problem, features) = misfits(load_profile("rpi4"), _facts("rpi4_32bit"))
+    assert problem == "its architecture is armv7l, not aarch64" and "asimd" in features
     bullseye = dataclasses.replace(pi4, libc="glibc 2.31", python="3.9.2")
     assert misfits(load_profile("rpi4"), bullseye) == [
         "its glibc is 2.31, older than 2.34",
