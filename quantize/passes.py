@@ -46,7 +46,9 @@ def remove_no_ops(gm: fx.GraphModule) -> int:
     for node in list(gm.graph.nodes):
         if node.target == ATEN._assert_tensor_metadata.default:
             gm.graph.erase_node(node)
-        elif node.target in _COPIES or (node.target in _CASTS and _keeps_dtype(node)):
+        elif (node.target in _COPIES and _keeps_strides(node)) or (
+            node.target in _CASTS and _keeps_dtype(node)
+        ):
             node.replace_all_uses_with(node.args[0])
         else:
             continue
@@ -206,6 +208,12 @@ def _per_axis(node: fx.Node, index: int, default: int, axes: int) -> list[int]:
     given: Any = node.args[index] if len(node.args) > index else default
     values = list(given) if isinstance(given, (list, tuple)) else [given]
     return values * axes if len(values) == 1 else values
+
+
+def _keeps_strides(node: fx.Node) -> bool:
+    """False for the copy that a view needs: views are not made of just any memory layout."""
+    source: Any = node.args[0]
+    return bool(source.meta["val"].stride() == node.meta["val"].stride())
 
 
 def _keeps_dtype(node: fx.Node) -> bool:
