@@ -21,8 +21,8 @@ from edgekit.units import number
 
 Figure = dict[str, Any]
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
-_SHAPES = ("circle", "square", "diamond", "triangle-up", "pentagon", "star")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+SHAPES = ("circle", "square", "diamond", "triangle-up", "pentagon", "star")
 _INK, _FAINT, _LIMIT = "#1f2933", "#e4e7eb", "#9b2226"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
 _TAIL_DOTS = 40
@@ -110,13 +110,13 @@ def distribution_chart(found: Sequence[Point]) -> Figure:
                 "type": "scatter",
                 "mode": "markers",
                 "x": _rounded(tail),
-                "y": [_safe(p.label)] * len(tail),
+                "y": [safe(p.label)] * len(tail),
                 "marker": {"color": _colour(p, found), "size": 4, "opacity": 0.5},
                 "hovertemplate": "%{x:.4~g} ms<extra>slowest 1 %</extra>",
                 "showlegend": False,
             }
         )
-    layout = _layout("latency (ms)", "", height=_rows_height(found))
+    layout = frame("latency (ms)", "", height=_rows_height(found))
     layout["xaxis"] |= _time_axis([x for t in traces for x in t.get("x", [])])
     layout["yaxis"] |= _row_axis(found)
     return {"data": traces, "layout": layout}
@@ -134,7 +134,7 @@ def steadiness_chart(found: Sequence[Point]) -> Figure:
                 "type": "scatter",
                 "mode": "markers",
                 "x": [round((m / centre - 1) * 100, 3) for m in medians],
-                "y": [_safe(p.label)] * len(medians),
+                "y": [safe(p.label)] * len(medians),
                 "marker": {
                     "color": "white",
                     "size": 8,
@@ -145,7 +145,7 @@ def steadiness_chart(found: Sequence[Point]) -> Figure:
                 "showlegend": False,
             }
         )
-    layout = _layout("relative to own p50 (%)", "", height=_rows_height(found))
+    layout = frame("relative to own p50 (%)", "", height=_rows_height(found))
     layout["xaxis"] |= {"zeroline": True, "zerolinecolor": "#999", "tickformat": "~g"}
     layout["yaxis"] |= _row_axis(found)
     return {"data": traces, "layout": layout}
@@ -183,12 +183,12 @@ def _scatter(
                     "line": {"width": 2, "color": _colour(p, shown)},
                     "opacity": 0.95 if p.candidate.eligible else 0.55,
                 },
-                "legendgroup": _safe(p.candidate.runtime),
+                "legendgroup": safe(p.candidate.runtime),
                 "showlegend": False,
                 "hovertemplate": _hover(p) + "<extra></extra>",
             }
         )
-    layout = _layout(f"latency {selection.objective} (ms)", y_title, height=460)
+    layout = frame(f"latency {selection.objective} (ms)", y_title, height=460)
     layout["xaxis"] |= _time_axis([p.interval.value / 1e6 for p in shown])
     layout["annotations"] = [
         _chosen_mark(p, y, layout["xaxis"]["type"]) for p, y in both if p.status == "chosen"
@@ -224,9 +224,9 @@ def _legend(shown: Sequence[Point], thread_counts: Sequence[int]) -> list[Figure
             "mode": "markers",
             "x": [None],
             "y": [None],
-            "name": _safe(name),
+            "name": safe(name),
             "marker": marker,
-            "legendgroup": _safe(group or name),
+            "legendgroup": safe(group or name),
             "hoverinfo": "skip",
         }
 
@@ -236,35 +236,35 @@ def _legend(shown: Sequence[Point], thread_counts: Sequence[int]) -> list[Figure
     entries += [entry("int8", "circle", "#777"), entry("float", "circle-open", "#777")]
     if len(thread_counts) > 1:
         entries += [
-            entry(threads_text(n), _SHAPES[i % len(_SHAPES)], "#777")
+            entry(threads_text(n), SHAPES[i % len(SHAPES)], "#777")
             for i, n in enumerate(thread_counts)
         ]
     return entries
 
 
 def _symbol(p: Point, thread_counts: Sequence[int]) -> str:
-    shape = _SHAPES[thread_counts.index(p.candidate.threads) % len(_SHAPES)]
+    shape = SHAPES[thread_counts.index(p.candidate.threads) % len(SHAPES)]
     return shape if p.candidate.precision == "int8" else f"{shape}-open"
 
 
 def _colour(p: Point, shown: Sequence[Point]) -> str:
     runtimes = sorted({q.candidate.runtime for q in shown})
-    return _COLOURS[runtimes.index(p.candidate.runtime) % len(_COLOURS)]
+    return COLOURS[runtimes.index(p.candidate.runtime) % len(COLOURS)]
 
 
 def _hover(p: Point) -> str:
     interval, drop = p.interval, p.candidate.drop
     lines = [
-        f"<b>{_safe(p.label)}</b>",
+        f"<b>{safe(p.label)}</b>",
         f"{number(interval.value / 1e6)} ms ({view.interval_range(interval)})",
         f"drop {view.NOTHING if drop is None else number(drop)}",
-        _safe(p.candidate.reason[:120]),
+        safe(p.candidate.reason[:120]),
     ]
     # Plotly takes %{...} for a variable of its own.
     return "<br>".join(lines).replace("%{", "% {")
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
     """Text that plotly shows as it is: its labels know a few tags, links among them."""
     return html.escape(text, quote=False)
 
@@ -275,7 +275,7 @@ def _box(p: Point, samples: np.ndarray[Any, Any], found: Sequence[Point]) -> Fig
     return {
         "type": "box",
         "orientation": "h",
-        "y": [_safe(p.label)],
+        "y": [safe(p.label)],
         "q1": _rounded([q1]),
         "median": _rounded([centre]),
         "q3": _rounded([q3]),
@@ -324,9 +324,9 @@ def _time_axis(values: Sequence[float]) -> Figure:
 
 
 def _row_axis(found: Sequence[Point]) -> Figure:
-    order = [_safe(p.label) for p in reversed(found)]
+    order = [safe(p.label) for p in reversed(found)]
     texts = [
-        f"<b>{_safe(p.label)}</b>" if p.status == "chosen" else _safe(p.label)
+        f"<b>{safe(p.label)}</b>" if p.status == "chosen" else safe(p.label)
         for p in reversed(found)
     ]
     return {
@@ -344,7 +344,8 @@ def _rows_height(found: Sequence[Point]) -> int:
     return 110 + 26 * max(3, len(found))
 
 
-def _layout(x_title: str, y_title: str, *, height: int) -> Figure:
+def frame(x_title: str, y_title: str, *, height: int) -> Figure:
+    """The layout that all charts share, ``height`` in pixels; the y title may be empty."""
     axis = {"gridcolor": _FAINT, "automargin": True, "zeroline": False, "ticks": "outside"}
     axis |= {"tickcolor": _FAINT, "linecolor": "#9aa5b1", "showline": True}
     return {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,20 @@ def write_html(record: RunRecord, path: Path | None = None) -> Path:
 
 def render_html(record: RunRecord) -> str:
     """The page as text (about 5 MB, nearly all of it plotly.js)."""
+    return render_page(_TEMPLATE, _charts(record), _facts(record))
+
+
+def render_page(
+    template: str, charts: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]
+) -> str:
+    """A page on its own from a template of this package.
+
+    Args:
+        template: the template's file name.
+        charts: plotly figures, each with the ``id`` of the element that it is drawn into; the
+            template finds them in ``charts`` by id.
+        facts: what else the template shows; plain values only, which it escapes.
+    """
     import jinja2
     from plotly.offline import get_plotlyjs
 
@@ -49,12 +63,11 @@ def render_html(record: RunRecord) -> str:
         lstrip_blocks=True,
     )
     plotly_js = get_plotlyjs()
-    charts = _charts(record)
-    return environment.get_template(_TEMPLATE).render(
-        **_facts(record),
-        charts={c["id"]: c for c in charts},
+    return environment.get_template(template).render(
+        **facts,
+        charts={chart["id"]: chart for chart in charts},
         # "<" would let a label end the script element; JSON may always spell it as an escape.
-        figures_json=json.dumps(charts, allow_nan=False).replace("<", "\\u003c"),
+        figures_json=json.dumps(list(charts), allow_nan=False).replace("<", "\\u003c"),
         plotly_js=plotly_js,
         draw_js=_DRAW,
         script_hashes=" ".join(_csp_hash(s) for s in (plotly_js, _DRAW)),
