@@ -128,12 +128,16 @@ def ours(bundle: Bundle, failures: Sequence[CandidateFailure]) -> list[Made]:
 
 def make_stock(case: Case, folder: Path, *, olive: bool) -> list[Made]:
     """What the vendors' scripts make, and Olive's default pass where ``olive`` says that it is
-    installed; at most one script per core at a time. What was made before is not made again."""
+    installed; at most one script per core at a time. What was made before is not made again.
+
+    Where a bar is on INT8's latency relative to float, the vendors' float files are made, too.
+    """
     scripts: list[tuple[Side, str, str]] = [
         ("stock", runtime, script) for runtime, script in VENDORS.items()
     ]
     if olive:
         scripts.append(("olive", *OLIVE))
+    with_float = bool(case.bars.latency)
     made = {script: _stock_file(folder, runtime, script) for _, runtime, script in scripts}
     jobs = []
     for _, _, script in scripts:
@@ -143,7 +147,8 @@ def make_stock(case: Case, folder: Path, *, olive: bool) -> list[Made]:
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         arguments = [f"{case.file}:{case.factory}", str(folder / "calib.npz"), str(out)]
-        arguments.append("--int8-only")
+        if not with_float:
+            arguments.append("--int8-only")
         if case.kind == "dynamic":
             arguments.append("--dynamic")
         payload = {"script": script, "arguments": arguments}
@@ -155,6 +160,9 @@ def make_stock(case: Case, folder: Path, *, olive: bool) -> list[Made]:
             found.append(Made(side, runtime, script, failure=failed[script].message))
         else:
             found.append(_inspected(folder, Made(side, runtime, script, made[script])))
+        float_file = made[script].with_stem("fp32")
+        if side == "stock" and with_float and float_file.is_file():
+            found.append(Made("stock_float", runtime, f"{script}-fp32", float_file))
     return found
 
 

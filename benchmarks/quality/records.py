@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.quality.cases import ROOT, Case
-from edgekit import codec
+from edgekit import codec, stats
 from edgekit.errors import BundleError
 from edgekit.pipeline.workspace import environment
 from edgekit.types import OutputQuality
 
-Side = Literal["float", "ours", "stock", "olive"]
+Side = Literal["float", "ours", "stock_float", "stock", "olive"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ class Entry:
     latency_ns: tuple[tuple[int, ...], ...] = ()
     note: str = ""
     failure: str = ""
+
+    @property
+    def median_ns(self) -> float:
+        """Of all runs, each process weighing the same."""
+        return stats.quantile(self.latency_ns, 0.5)
 
     @property
     def sqnr_db(self) -> float | None:
@@ -85,6 +90,12 @@ class Record:
         """The file of one side and runtime, where it was made and could be run."""
         found = [e for e in self.entries if (e.side, e.runtime) == (side, runtime)]
         return next((entry for entry in found if not entry.failure), None)
+
+    def fastest_float(self, runtime: str) -> Entry | None:
+        """The faster of our float file and the vendor's: a slow one would flatter INT8."""
+        both = (self.entry("float", runtime), self.entry("stock_float", runtime))
+        timed = [entry for entry in both if entry is not None and entry.latency_ns]
+        return min(timed, key=lambda entry: entry.median_ns, default=None)
 
     @property
     def runtimes(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from benchmarks.common import Bar, Report
 from benchmarks.quality.cases import Case
 from benchmarks.quality.records import Entry, Record
-from benchmarks.quality.verdicts import bars, median_ns, ratio
+from benchmarks.quality.verdicts import bars, ratio
 
 COLUMNS = (
     "model, runtime, file",
@@ -19,7 +19,13 @@ COLUMNS = (
     "p50 ms",
     "of float's p50",
 )
-_SIDES = {"float": "fp32", "ours": "edgekit", "stock": "stock", "olive": "Olive"}
+_SIDES = {
+    "float": "fp32",
+    "ours": "edgekit",
+    "stock_float": "stock fp32",
+    "stock": "stock",
+    "olive": "Olive",
+}
 _STRETCH_DB, _STRETCH_AGREEMENT = 25.0, 0.97
 
 
@@ -75,8 +81,9 @@ def _row(record: Record, entry: Entry) -> Sequence[str]:
     name = f"  {entry.runtime} {_SIDES[entry.side]}"
     if entry.failure:
         return [name, "failed", *[""] * (len(COLUMNS) - 2)]
-    twin = record.entry("float", entry.runtime)
-    beside = twin is not None and entry.side != "float"
+    twin = fastest = None
+    if entry.side not in ("float", "stock_float"):
+        twin, fastest = record.entry("float", entry.runtime), record.fastest_float(entry.runtime)
     top1 = entry.agreement if entry.accuracy is None else entry.accuracy
     return [
         name,
@@ -84,9 +91,9 @@ def _row(record: Record, entry: Entry) -> Sequence[str]:
         "" if top1 is None else f"{top1:.3f}",
         "" if entry.int8_mac_share is None else f"{entry.int8_mac_share:.0%}",
         f"{entry.size_bytes / 1e6:.2f}",
-        f"{entry.size_bytes / twin.size_bytes:.3f}" if twin is not None and beside else "",
-        f"{median_ns(entry) / 1e6:.2f}",
-        f"{ratio(entry, twin):.2f}" if twin is not None and beside else "",
+        "" if twin is None else f"{entry.size_bytes / twin.size_bytes:.3f}",
+        f"{entry.median_ns / 1e6:.2f}",
+        "" if fastest is None else f"{ratio(entry, fastest):.2f}",
     ]
 
 
@@ -99,7 +106,7 @@ def _notes(case: Case, record: Record) -> Iterator[str]:
             yield f"{what}: {entry.failure}"
         if entry.note:
             yield f"{what}: {entry.note} ({entry.artifact})"
-        if len(entry.outputs) > 1 and entry.side != "float":
+        if len(entry.outputs) > 1 and entry.side not in ("float", "stock_float"):
             each = ", ".join(f"{one.output} {one.sqnr_db:.1f} dB" for one in entry.outputs)
             yield f"{what}: {each}"
     for choice in record.choices:

@@ -45,11 +45,7 @@ def bars(case: Case, record: Record, seed: int) -> list[Bar]:
 
 def ratio(one: Entry, other: Entry) -> float:
     """Median latency of one / of the other."""
-    return median_ns(one) / median_ns(other)
-
-
-def median_ns(entry: Entry) -> float:
-    return stats.quantile(entry.latency_ns, 0.5)
+    return one.median_ns / other.median_ns
 
 
 def _made(case: Case, record: Record) -> Iterator[Bar]:
@@ -98,7 +94,7 @@ def _against_stock(case: Case, record: Record, ours: Entry, seed: int) -> Iterat
 
 
 def _against_float(case: Case, record: Record, ours: Entry, seed: int) -> Iterator[Bar]:
-    twin, what = record.entry("float", ours.runtime), f"{case.name} {ours.runtime}"
+    twin, what = record.fastest_float(ours.runtime), f"{case.name} {ours.runtime}"
     if twin is None:
         return
     limit = case.bars.latency.get(ours.runtime)

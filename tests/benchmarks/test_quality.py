@@ -141,6 +141,12 @@ def test_latency_is_relative_to_the_runtimes_own_float_file() -> None:
     }
 
 
+def test_a_slow_float_file_of_ours_does_not_flatter_int8() -> None:
+    files = [entry("float", ms=4.0), entry("stock_float", ms=2.0), entry("ours", ms=1.5)]
+    found = held(Bars(latency={"tflite": 0.56}), *files)
+    assert found == {"tiny tflite: latency of float": False}
+
+
 @pytest.mark.parametrize(("chosen", "kept"), [("fp32", True), ("int8", False)])
 def test_where_int8_is_slower_the_selector_has_to_take_float(chosen: str, kept: bool) -> None:
     found = held(
