@@ -44,6 +44,7 @@ from edgekit.types import (
     RawFile,
     RawTensor,
     RecipeLog,
+    RungResult,
 )
 
 if TYPE_CHECKING:
@@ -203,6 +204,7 @@ def write_bundle(
     evals: Sequence[Evaluation],
     files: Mapping[str, Path],
     failures: Sequence[CandidateFailure] = (),
+    ladders: Mapping[str, tuple[RungResult, ...]] | None = None,
     class_names: Sequence[str] = (),
 ) -> Bundle:
     """Writes a bundle folder; an older bundle there is replaced in one step, or not at all.
@@ -211,6 +213,7 @@ def write_bundle(
         dest: the folder. It must be absent, empty, or a bundle.
         files: for each path that ``artifacts`` and ``golden`` name, the file to copy.
         failures: candidates that could not be made, for ``recipe.json``.
+        ladders: for ``recipe.json``, by artifact id, the rungs that were tried.
         class_names: one name per class, for ``labels.txt``; none written when empty.
 
     Raises:
@@ -221,7 +224,9 @@ def write_bundle(
     if odd := sorted(named ^ set(files)):
         why = "no file given for" if odd[0] in named else "neither artifact nor tensor:"
         raise BundleError(f"{dest}: {why} {odd[0]!r:.200}.")
-    recipes = RecipeLog(SCHEMA, {a.id: a.recipe for a in artifacts}, tuple(failures))
+    recipes = RecipeLog(
+        SCHEMA, {a.id: a.recipe for a in artifacts}, tuple(failures), dict(ladders or {})
+    )
     texts = {RECIPE: codec.to_json(recipes, indent=2) + "\n"}
     if class_names:
         if any(len(name.splitlines()) != 1 for name in class_names):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
+from edgekit import registry
 from edgekit.errors import ConfigError
 from edgekit.types import Budget, Metric, Preprocess, Target
 
@@ -37,21 +38,32 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class DataConfig:
-    """Sample sets: a folder of images, an .npz or ``file.py:function``, relative to the root."""
+    """Sample sets: a folder of images, an .npz or ``file.py:function``, relative to the root.
+
+    ``train`` needs no labels: quantization-aware training learns from the float model.
+    """
 
     calib: str | None = None
     eval: str | None = None
     report: str | None = None
+    train: str | None = None
     metric: Literal["auto"] | Metric = "auto"
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizeConfig:
-    """What to make, where to put it, and the limits of one export process."""
+    """What to make, where to put it, and the limits of one export process.
+
+    Without ``recipes`` the model decides: fp32, and dynamic INT8 for transformers, static INT8 for
+    the others. ``rungs`` are those of the repair ladder that may be climbed, in this order.
+    ``replay`` is a bundle whose recipes are applied as they are saved there.
+    """
 
     runtimes: tuple[str, ...]
     recipes: tuple[str, ...]
     bundle: Path
+    rungs: tuple[str, ...] = registry.RUNGS
+    replay: Path | None = None
     timeout_s: float = 900.0
     memory_bytes: int = 8_192_000_000
 
@@ -88,9 +100,12 @@ class Arguments(TypedDict, total=False):
     calib: str | Path | None
     eval: str | Path | None
     report: str | Path | None
+    train: str | Path | None
     metric: str | None
     runtimes: list[str] | None
     recipes: list[str] | None
+    rungs: list[str] | None
+    replay: str | Path | None
     bundle: str | Path | None
     timeout_s: float | None
     memory_mb: float | None

@@ -37,12 +37,13 @@ _PLACES: dict[str, tuple[str, str]] = {
     "model": ("model", "source"),
     "preprocess": ("preprocess", ""),
     **{k: ("model", k) for k in ("name", "weights", "unsafe_weights", "input", "example")},
-    **{k: ("data", k) for k in ("calib", "eval", "report", "metric")},
-    **{k: ("quantize", k) for k in ("runtimes", "recipes", "bundle", "timeout_s", "memory_mb")},
+    **{k: ("data", k) for k in ("calib", "eval", "report", "train", "metric")},
+    **{k: ("quantize", k) for k in ("runtimes", "recipes", "rungs", "replay", "bundle")},
+    **{k: ("quantize", k) for k in ("timeout_s", "memory_mb")},
     **{k: ("budget", k) for k in ("max_drop", "max_size_mb", "max_rss_mb")},
     **{k: ("probe", k) for k in ("threads", "processes", "budget_s", "objective", "seed")},
 }
-_PATHS = {"model", "weights", "example", "calib", "eval", "report", "bundle"}
+_PATHS = {"model", "weights", "example", "calib", "eval", "report", "train", "bundle", "replay"}
 
 
 def read_project(arguments: Arguments) -> ProjectConfig:
@@ -219,6 +220,7 @@ class _Document:
             calib=table.text("calib") or None,
             eval=table.text("eval") or None,
             report=table.text("report") or None,
+            train=table.text("train") or None,
             metric=cast(Literal["auto"] | Metric, metric),
         )
         table.finish()
@@ -227,15 +229,24 @@ class _Document:
     def _quantize(self) -> QuantizeConfig:
         table = self.section("quantize")
         runtimes = registry.names("runtimes")
+        replay = table.text("replay")
         found = QuantizeConfig(
             runtimes=table.items("runtimes", runtimes, one_of(runtimes), "runtimes"),
-            recipes=table.items("recipes", registry.RECIPES, one_of(registry.RECIPES), "recipes"),
+            recipes=table.items("recipes", (), one_of(registry.RECIPES), "recipes"),
+            rungs=self._rungs(table),
+            replay=path_under(self.root, replay) if replay else None,
             bundle=path_under(self.root, table.text("bundle", "bundle")),
             timeout_s=table.number("timeout_s", 900.0, 1.0, 604_800.0),
             memory_bytes=round(table.number("memory_mb", 8192.0, 64.0, 1e7) * 1_000_000),
         )
         table.finish()
         return found
+
+    def _rungs(self, table: Section) -> tuple[str, ...]:
+        """May be empty: then nothing is repaired."""
+        if table.raw("rungs") == []:
+            return ()
+        return table.items("rungs", registry.RUNGS, one_of(registry.RUNGS), "rungs")
 
     def _device_parts(self) -> tuple[Budget, ProbeConfig, Mapping[str, Target]]:
         table = self.section("budget")

@@ -78,6 +78,7 @@ RULES: Mapping[str, _Rule] = {
     "Inspection.int8_mac_share": _SHARE,
     "Inspection.delegated_share": _SHARE,
     "Inspection.dynamic_mac_share": _SHARE,
+    "Inspection.int8_weight_mac_share": _SHARE,
     "Inspection.outside_ops": _items({}, most=4096),
     "Inspection.transposes": _COUNT,
     "Inspection.macs": _COUNT,

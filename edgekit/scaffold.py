@@ -174,11 +174,14 @@ calib = {calib} # 50 or more typical samples: activation ranges come from here
 eval = {eval} # at least 1 / max_drop samples: decides what is accurate enough
 # Looked at once, for the figures that are reported; never used to decide.
 {report}
+# Samples for a short quantization-aware training where nothing else keeps the budget; no labels.
+# train = "photos/train"
 metric = "auto" # top1 with labels, else agreement with the float model
 
 [quantize]
 runtimes = ["executorch", "tflite", "onnx", "torchscript"]
-recipes = ["fp32", "static_wi8_ai8"]
+# Default: fp32, and dynamic_wi8_afp32 for transformers, static_wi8_ai8 for other models.
+# recipes = ["fp32", "static_wi8_ai8"]
 bundle = "bundle"
 timeout_s = 900 # per export
 memory_mb = 8192 # per export

@@ -13,6 +13,8 @@ from typing import Literal
 Precision = Literal["fp32", "int8"]
 Metric = Literal["top1", "agreement", "cosine", "relative_error"]
 
+RangeKind = Literal["", "minmax", "percentile", "histogram", "mse"]
+
 #: Element sizes of the dtypes that tensors may have.
 BYTES_PER_ELEMENT: Mapping[str, int] = {
     "float32": 4,
@@ -93,7 +95,7 @@ class Recipe:
     name: str
     precision: Precision
     steps: tuple[str, ...] = ()
-    ranges: Literal["", "minmax", "percentile", "histogram", "mse"] = ""
+    ranges: RangeKind = ""
     per_channel: bool = True
     scheme: Literal["float", "static", "dynamic", "weight_only"] = "float"
     activations: Literal["float32", "int8", "int16"] = "float32"
@@ -136,14 +138,17 @@ class Inspection:
     convolutions and matrix products: with int8 weights and activations, and inside the runtime's
     accelerated delegate. None where the format does not let them be counted, or where the runtime
     has no delegate. ``dynamic_mac_share`` is the part of ``int8_mac_share`` whose activations are
-    quantized at run time only. ``uncounted_ops`` name operators that multiply but are in no share,
-    because their multiply-accumulates are not known. ``outside_ops`` are the operators outside the
-    delegate or, in an INT8 artifact for a runtime without one, those that still compute in float.
+    quantized at run time only; ``int8_weight_mac_share`` counts all that have int8 weights, with
+    float or int16 activations too. ``uncounted_ops`` name operators that multiply but are in no
+    share, because their multiply-accumulates are not known. ``outside_ops`` are the operators
+    outside the delegate or, in an INT8 artifact for a runtime without one, those that still compute
+    in float.
     """
 
     int8_mac_share: float | None
     delegated_share: float | None
     dynamic_mac_share: float | None = None
+    int8_weight_mac_share: float | None = None
     outside_ops: tuple[OpCount, ...] = ()
     transposes: int = 0
     macs: int | None = None

@@ -1,60 +1,40 @@
 """One calibration for all runtimes: the range of every activation of the prepared program.
 
 Two passes over the calibration samples, one sample in memory at a time: the first finds minimum and
-maximum, the second fills a histogram between them, from which the range with the least expected
-squared error is searched. Both ranges are kept, so a recipe can take either.
+maximum, the second fills a histogram between them, from which :mod:`edgekit.quantize.ranges` makes
+ranges of every kind.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
 
-import numpy as np
 import torch
 from torch import fx
 
 from edgekit.errors import DataError
-from edgekit.files import write_atomic
 from edgekit.quantize import graph
+from edgekit.quantize.ranges import Range, find_ranges
 
 BINS = 2048
-_LEVELS = 255
 #: Larger magnitudes are masks, made of infinity or of the largest float32.
 _BOUND = float(torch.finfo(torch.float32).max) / 2
-#: Candidate end points on each side of zero, as shares of the observed extreme.
-_SHRINK = np.linspace(1.0, 0.05, 96)
 
 Samples = Callable[[], Iterable[tuple[torch.Tensor, ...]]]
 
 
-@dataclass(frozen=True)
-class Range:
-    """The observed extremes of a tensor and the clipping range with the least squared error.
-
-    All four are in the tensor's own unit; both ranges contain zero, which int8 must represent.
-    """
-
-    minimum: float
-    maximum: float
-    low: float
-    high: float
-
-    def of(self, kind: str) -> tuple[float, float]:
-        """``"minmax"`` or ``"histogram"``, as in :class:`edgekit.types.Recipe`."""
-        return (self.minimum, self.maximum) if kind == "minmax" else (self.low, self.high)
-
-
-def calibrate(gm: fx.GraphModule, samples: Samples) -> dict[str, Range]:
+def calibrate(
+    gm: fx.GraphModule,
+    samples: Samples,
+    on_sample: Callable[[], None] = lambda: None,
+) -> dict[str, Range]:
     """Ranges by node name, for every float tensor that the program computes.
 
     Args:
         gm: the prepared program.
         samples: called twice; gives the model's input tuples.
+        on_sample: called after each sample of either pass.
 
     Raises:
         DataError: no samples, or a tensor with NaN values. Infinite ones, of which masks are made,
@@ -65,18 +45,18 @@ def calibrate(gm: fx.GraphModule, samples: Samples) -> dict[str, Range]:
         for inputs in samples():
             extremes.run(*inputs)
             extremes.sample += 1
+            on_sample()
         if extremes.sample == 0:
             raise DataError("The calibration set is empty.", remedy="Pass real samples to --calib.")
         histograms = _Histograms(gm, extremes.low, extremes.high)
         for inputs in samples():
             histograms.run(*inputs)
+            on_sample()
     ranges = {}
     for name, low in extremes.low.items():
         high = extremes.high[name]
-        best = least_error_range(
-            histograms.counts[name].numpy(), low, high, zeros=histograms.zeros[name]
-        )
-        ranges[name] = Range(min(low, 0.0), max(high, 0.0), *best)
+        counts = histograms.counts[name].numpy()
+        ranges[name] = find_ranges(counts, low, high, zeros=histograms.zeros[name])
     for node in gm.graph.nodes:
         # What only moves values has the range of what it moves.
         if node.name in ranges and node.target in graph.SAME_VALUES:
@@ -93,55 +73,6 @@ def extremes_of_sample(
     with torch.inference_mode():
         extremes.run(*inputs)
     return {name: (low, extremes.high[name]) for name, low in extremes.low.items()}
-
-
-def save_ranges(path: Path, ranges: Mapping[str, Range]) -> None:
-    """Write ranges as JSON, keyed by node name."""
-    document = {name: asdict(value) for name, value in ranges.items()}
-    write_atomic(path, json.dumps(document, indent=1, sort_keys=True, allow_nan=False))
-
-
-def load_ranges(path: Path) -> dict[str, Range]:
-    """Read what :func:`save_ranges` wrote."""
-    return {name: Range(**value) for name, value in json.loads(path.read_text()).items()}
-
-
-def least_error_range(
-    counts: np.ndarray, low: float, high: float, *, zeros: float = 0.0
-) -> tuple[float, float]:
-    """The clipping range that minimises the expected squared error of 8-bit affine quantization.
-
-    Rounding costs step^2/12 for each value inside the range, except for exact zeros (the many that
-    a ReLU makes), which int8 represents exactly; clipping costs the squared distance.
-
-    Args:
-        counts: shape (bins,), the histogram over [low, high].
-        low, high: the observed extremes.
-        zeros: how many of the counted values are exactly zero.
-    """
-    outer_low, outer_high = min(low, 0.0), max(high, 0.0)
-    if outer_high - outer_low <= 0:
-        return outer_low, outer_high
-    edges = np.linspace(low, high, len(counts) + 1)
-    centres = (edges[:-1] + edges[1:]) / 2
-    moments = [np.concatenate([[0.0], np.cumsum(counts * centres**power)]) for power in range(3)]
-    lows = outer_low * _SHRINK if outer_low < 0 else np.zeros(1)
-    highs = outer_high * _SHRINK if outer_high > 0 else np.zeros(1)
-    below = np.searchsorted(centres, lows)
-    above = np.searchsorted(centres, highs)
-
-    def clip_cost(sums: Sequence[Any], at: Any) -> Any:
-        count, first, second = sums
-        return second - 2 * at * first + at**2 * count
-
-    clipped_low = clip_cost([m[below] for m in moments], lows)
-    clipped_high = clip_cost([m[-1] - m[above] for m in moments], highs)
-    inside = moments[0][above][None, :] - moments[0][below][:, None] - zeros
-    step = (highs[None, :] - lows[:, None]) / _LEVELS
-    cost = clipped_low[:, None] + clipped_high[None, :] + np.maximum(inside, 0) * step**2 / 12
-    cost[step <= 0] = np.inf
-    row, column = np.unravel_index(int(np.argmin(cost)), cost.shape)
-    return float(lows[row]), float(highs[column])
 
 
 class _Observer(fx.Interpreter):

@@ -1,37 +1,57 @@
 """The engine: from a loaded model to the programs that exporters convert.
 
 Two steps, each leaving a folder: :func:`prepare_model` the cleaned-up float program, and
-:func:`repair_program` the ranges and a program whose weights and biases are mended for INT8. Both
-are the same for every runtime, so that artifacts can be compared.
+:func:`repair_program` the ranges and a program whose weights and biases are mended for INT8, as far
+up the repair ladder as the budget needs. Both are the same for every runtime, so that artifacts
+can be compared.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import fx
 
 from edgekit.data import SampleSet
 from edgekit.errors import SourceError
-from edgekit.quantize import graph
-from edgekit.quantize.bias_correction import correct_biases
-from edgekit.quantize.calibrate import calibrate, save_ranges
-from edgekit.quantize.hessian_rounding import round_weights
-from edgekit.quantize.prepare import as_float32, as_module, export_program, prepare, re_export
-from edgekit.quantize.simulate import activation_grids
-from edgekit.types import Recipe, TensorSpec
+from edgekit.quantize import graph, rewrites
+from edgekit.quantize.calibrate import calibrate
+from edgekit.quantize.heads import joined_outputs
+from edgekit.quantize.ladder import climb, replay
+from edgekit.quantize.masks import masked_nodes
+from edgekit.quantize.prepare import (
+    as_float32,
+    as_module,
+    check_equal,
+    export_program,
+    prepare,
+    re_export,
+    run,
+)
+from edgekit.quantize.ranges import Range, load_ranges, save_ranges
+from edgekit.quantize.rungs import RUNGS
+from edgekit.quantize.rungs.base import SimulatedJudge, Work, sample_at, spread
+from edgekit.types import Metric, Recipe, RungResult, TensorSpec
 
 PROGRAM = "program.pt2"
 RANGES = "ranges.json"
 
-#: Calibration samples that repair works on; ranges use all of them.
-HESSIAN_SAMPLES = 16
-BIAS_SAMPLES = 64
+#: Samples on which a rewritten program is compared with the one that it came from.
+_CHECKED = 4
+#: Quantization-aware training sees at most so many samples, spread over the set.
+MAX_TRAINED = 512
+
+_ATTENTION = (
+    graph.ATEN.softmax.int,
+    graph.ATEN._softmax.default,
+    graph.ATEN.scaled_dot_product_attention.default,
+)
 
 _DTYPES = {
     torch.float32: "float32",
@@ -47,14 +67,19 @@ _DTYPES = {
 class Prepared:
     """What :func:`prepare_model` made. ``digest`` stands for program and weights.
 
-    ``notes`` are for the user.
+    ``notes`` are for the user; ``ops`` are the operators of the program, ``rewrites`` those that
+    would change something in it; ``is_transformer`` says that matrix products with constant weights
+    and attention do most of the work.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     passes: tuple[str, ...]
     digest: str
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
+    ops: tuple[str, ...]
+    rewrites: tuple[str, ...]
+    is_transformer: bool
 
 
 def prepare_model(
@@ -84,43 +109,144 @@ def prepare_model(
         passes=passes,
         digest=_digest(program),
         notes=notes,
+        ops=tuple(sorted({str(n.target) for n in gm.graph.nodes if n.op == "call_function"})),
+        rewrites=rewrites.applicable(gm),
+        is_transformer=_is_transformer(gm),
     )
+
+
+@dataclass(frozen=True)
+class RepairSettings:
+    """What one INT8 recipe is to be made with.
+
+    ``rungs`` are names in climbing order; ``replay`` skips the search and applies exactly the
+    recipe's own steps, ranges and float nodes. ``metric`` None picks one from data and outputs.
+    ``float_ops`` are operators (``aten.hardswish.default``) that stay float.
+    """
+
+    recipe: Recipe
+    rungs: tuple[str, ...]
+    max_drop: float
+    metric: Metric | None = None
+    float_ops: tuple[str, ...] = ()
+    replay: bool = False
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """The recipe as it was really made, and what each rung gave."""
+
+    recipe: Recipe
+    ladder: tuple[RungResult, ...]
 
 
 def repair_program(
     program: Path,
     calibration: SampleSet,
-    recipe: Recipe,
+    choose: SampleSet,
+    settings: RepairSettings,
+    calibrated: Path,
+    saved: Path,
     folder: Path,
     *,
+    train: SampleSet | None = None,
     on_step: Callable[[str], None] = lambda name: None,
-) -> None:
-    """Calibrate, round and correct; writes ``program.pt2`` and ``ranges.json`` into ``folder``.
+) -> Repaired:
+    """Calibrate and climb the ladder; writes ``program.pt2`` and ``ranges.json`` into ``folder``.
+
+    Args:
+        program: the prepared program.
+        calibration: what ranges and repairs are made from.
+        choose: what rungs are judged on.
+        settings: see there.
+        calibrated: folder for ranges, which depend on the program and the calibration set only.
+        saved: folder for what later runs with other budgets can use: rungs, sensitivities.
+        folder: where the results go.
+        train: what quantization-aware training may learn from.
+        on_step: called with the name of each step before it starts.
 
     Raises:
         DataError: the calibration set cannot be used.
+        SourceError: a rewrite of the recipe changes what the program computes.
     """
-    exported = torch.export.load(program)
+    recipe = settings.recipe
+    example = next(samples(calibration, 1))
+    exported = _rewritten(program, recipe.rewrites, choose)
     reference = as_module(exported)
     on_step("calibrate")
-    ranges = calibrate(reference, lambda: samples(calibration))
+    ranges = _ranges(reference, calibration, calibrated / RANGES)
     save_ranges(folder / RANGES, ranges)
-    mended = as_module(torch.export.load(program))
-    if recipe.scheme == "static":
-        on_step("hessian_rounding")
-        round_weights(mended, list(samples(calibration, HESSIAN_SAMPLES)))
-        on_step("bias_correction")
-        grids = activation_grids(reference, ranges, recipe.ranges)
-        correct_biases(mended, reference, list(samples(calibration, BIAS_SAMPLES)), grids)
-    example = next(samples(calibration, 1))
-    torch.export.save(re_export(mended, example), folder / PROGRAM)
+    float_nodes = _structure(reference, ranges)
+    float_nodes |= {n.name for n in reference.graph.nodes if str(n.target) in settings.float_ops}
+    work = Work(
+        reference=reference,
+        program=as_module(exported),
+        ranges=ranges,
+        kind=recipe.ranges,
+        dtype=recipe.activations,
+        float_nodes=frozenset(float_nodes),
+        calibration=lambda limit: list(samples(calibration, limit)),
+        judge=SimulatedJudge(reference, choose, settings.metric),
+        max_drop=settings.max_drop,
+        notes=saved,
+        training=list(samples(train, MAX_TRAINED)) if train is not None else None,
+    )
+    ladder: tuple[RungResult, ...] = ()
+    if settings.replay:
+        replay(work, recipe)
+        steps = recipe.steps
+    else:
+        rungs = [RUNGS[name] for name in settings.rungs]
+        steps, ladder = climb(work, rungs, saved, on_rung=on_step)
+    torch.export.save(re_export(work.program, example), folder / PROGRAM)
+    made = replace(
+        recipe, steps=steps, ranges=work.kind, float_nodes=tuple(sorted(work.float_nodes))
+    )
+    return Repaired(made, ladder)
+
+
+def _rewritten(
+    program: Path, names: Sequence[str], choose: SampleSet
+) -> torch.export.ExportedProgram:
+    """The prepared program with rewrites applied, checked to compute the same."""
+    exported = torch.export.load(program)
+    if not names:
+        return exported
+    gm = as_module(torch.export.load(program))
+    rewrites.apply(gm, names)
+    probes = list(samples(choose, _CHECKED))
+    changed = re_export(gm, probes[0])
+    wanted, given = _outputs(exported, probes), _outputs(changed, probes)
+    check_equal(wanted, given, [f"output {i}" for i in range(len(wanted))])
+    return changed
+
+
+def _outputs(
+    exported: torch.export.ExportedProgram, probes: Sequence[tuple[torch.Tensor, ...]]
+) -> list[np.ndarray]:
+    gm = as_module(exported)
+    rows = [[value.numpy() for value in run(gm, probe)] for probe in probes]
+    return [np.stack(column) for column in zip(*rows, strict=True)]
+
+
+def _ranges(reference: fx.GraphModule, calibration: SampleSet, path: Path) -> dict[str, Range]:
+    """The calibrated ranges, from an earlier run where there are some."""
+    if path.is_file():
+        return load_ranges(path)
+    ranges = calibrate(reference, lambda: samples(calibration))
+    save_ranges(path, ranges)
+    return ranges
+
+
+def _structure(reference: fx.GraphModule, ranges: Mapping[str, Range]) -> set[str]:
+    """Nodes that INT8 cannot hold whatever the weights are."""
+    return masked_nodes(reference) | joined_outputs(reference, ranges)
 
 
 def samples(source: SampleSet, limit: int | None = None) -> Iterator[tuple[torch.Tensor, ...]]:
     """Input tuples with batch dimension; with a limit, so many spread evenly over the set."""
-    count = source.n if limit is None else min(limit, source.n)
-    for i in (index * source.n // count for index in range(count)):
-        yield tuple(torch.from_numpy(np.array(array[i])) for array in source.inputs)
+    for index in spread(source.n, source.n if limit is None else limit):
+        yield sample_at(source, index)
 
 
 def _spec(name: str, tensor: torch.Tensor) -> TensorSpec:
@@ -136,6 +262,16 @@ def _spec(name: str, tensor: torch.Tensor) -> TensorSpec:
         dtype=_DTYPES[tensor.dtype],
         layout="NCHW" if tensor.dim() == 4 else "",
     )
+
+
+def _is_transformer(gm: fx.GraphModule) -> bool:
+    """Whether attention occurs and linear layers hold most of the weights."""
+    attends = any(node.target in _ATTENTION for node in gm.graph.nodes)
+    sizes = {True: 0, False: 0}
+    for layer in graph.layers(gm):
+        is_linear = layer.node.target in graph.LINEARS
+        sizes[is_linear] += graph.attribute(gm, layer.weight).numel()
+    return attends and sizes[True] > sizes[False]
 
 
 def _digest(program: torch.export.ExportedProgram) -> str:

@@ -6,7 +6,8 @@ none of them. Accuracy is only ever judged on the artifacts themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,26 +15,33 @@ import torch
 from torch import fx
 
 from edgekit.quantize import graph
-from edgekit.quantize.calibrate import Range
+from edgekit.quantize.ranges import Range
 
 Values = list[Any]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """An int8 affine grid: real = (integer - zero_point) * scale, integer in [-128, 127]."""
+    """An affine integer grid: real = (integer - zero_point) * scale, integer in [least, most]."""
 
     scale: float
     zero_point: int
+    least: int = -128
+    most: int = 127
 
     def round(self, value: torch.Tensor) -> torch.Tensor:
-        """``value`` as it comes back from int8; any float shape, same shape out."""
-        integer = (value / self.scale).round_().add_(self.zero_point).clamp_(-128, 127)
+        """``value`` as it comes back from the grid; any float shape, same shape out."""
+        integer = (value / self.scale).round_().add_(self.zero_point).clamp_(self.least, self.most)
         return integer.sub_(self.zero_point).mul_(self.scale)
 
 
-def activation_grid(low: float, high: float) -> Grid:
-    """The affine int8 grid of a range that contains zero."""
+def activation_grid(low: float, high: float, dtype: str = "int8") -> Grid:
+    """The grid of a range that contains zero: affine in int8, symmetric in int16.
+
+    TFLite's int16 kernels take no zero point, and 65,535 steps need none.
+    """
+    if dtype == "int16":
+        return Grid(max(-low, high, 2**-31) / 32767, 0, -32767, 32767)
     scale = max((high - low) / 255, 2**-23)
     zero_point = round(-low / scale) - 128
     return Grid(scale, max(-128, min(127, zero_point)))
@@ -51,16 +59,36 @@ def round_weight(weight: torch.Tensor, channel_axis: int) -> torch.Tensor:
     return (weight / scales).round().clamp(-127, 127) * scales
 
 
-def rounded_nodes(gm: fx.GraphModule) -> set[str]:
+@contextmanager
+def rounded_weights(gm: fx.GraphModule, float_nodes: Collection[str] = ()) -> Iterator[None]:
+    """The program with the weights of its layers on their grids, but for layers that stay float."""
+    originals = {
+        layer.weight: (graph.attribute(gm, layer.weight).clone(), layer.channel_axis)
+        for layer in graph.layers(gm)
+        if layer.name not in float_nodes
+    }
+    for target, (weight, axis) in originals.items():
+        graph.set_attribute(gm, target, round_weight(weight, axis))
+    try:
+        yield
+    finally:
+        for target, (weight, _) in originals.items():
+            graph.set_attribute(gm, target, weight)
+
+
+def rounded_nodes(gm: fx.GraphModule, float_nodes: Collection[str] = ()) -> set[str]:
     """Names of the tensors that an int8 runtime rounds.
 
     Inputs, and the output of everything that computes; a layer with a fused activation is rounded
-    after it, and operators that only move values share the scale of what they move.
+    after it, and operators that only move values share the scale of what they move. What a float
+    node gives is rounded where something quantized takes it.
     """
     names = set()
     for node in gm.graph.nodes:
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            continue
+        if node.name in float_nodes and not _feeds_quantized(node, float_nodes):
             continue
         if node.op == "placeholder":
             names.add(node.name)
@@ -71,13 +99,46 @@ def rounded_nodes(gm: fx.GraphModule) -> set[str]:
     return names
 
 
-def activation_grids(gm: fx.GraphModule, ranges: Mapping[str, Range], kind: str) -> dict[str, Grid]:
+def _feeds_quantized(node: fx.Node, float_nodes: Collection[str]) -> bool:
+    """Whether a value, however it is moved, ends up in an operator that is not float."""
+    for user in node.users:
+        if user.op == "output" or user.name in float_nodes:
+            continue
+        if user.target not in graph.SAME_VALUES or _feeds_quantized(user, float_nodes):
+            return True
+    return False
+
+
+def activation_grids(
+    gm: fx.GraphModule,
+    ranges: Mapping[str, Range],
+    kind: str,
+    *,
+    dtype: str = "int8",
+    float_nodes: Collection[str] = (),
+) -> dict[str, Grid]:
     """The grid of every rounded tensor by node name; ``kind`` as in :meth:`Range.of`."""
     return {
-        name: activation_grid(*ranges[name].of(kind))
-        for name in rounded_nodes(gm)
+        name: activation_grid(*ranges[name].of(kind), dtype)
+        for name in rounded_nodes(gm, float_nodes)
         if name in ranges
     }
+
+
+def simulate(
+    gm: fx.GraphModule,
+    samples: Sequence[tuple[torch.Tensor, ...]],
+    grids: Mapping[str, Grid],
+    float_nodes: Collection[str] = (),
+) -> list[Values]:
+    """The outputs of the quantized program: for each sample, the flat list of its outputs."""
+
+    def rounded(node: fx.Node, values: Values) -> Values:
+        grid = grids.get(node.name)
+        return values if grid is None else [grid.round(value) for value in values]
+
+    with rounded_weights(gm, float_nodes):
+        return run_samples(gm, samples, rounded)
 
 
 def run_samples(
@@ -118,6 +179,69 @@ def run_samples(
             for dead in last_use.get(node, ()):
                 values.pop(dead, None)
     return outputs
+
+
+class PairedRun:
+    """The float program and the quantized one side by side, node after node over all samples.
+
+    The layer that is about to run can be looked at from both sides and changed: see
+    :mod:`edgekit.quantize.rungs.adaptive_rounding`. Weights are on their grids already or float;
+    activations are rounded here. Values are dropped after their last use.
+    """
+
+    def __init__(
+        self,
+        reference: fx.GraphModule,
+        program: fx.GraphModule,
+        samples: Sequence[tuple[torch.Tensor, ...]],
+        grids: Mapping[str, Grid],
+    ) -> None:
+        self._reference, self._program = reference, program
+        self._samples, self._grids = samples, grids
+        self._float: dict[fx.Node, Values] = {}
+        self._quantized: dict[fx.Node, Values] = {}
+        self._last_use = _last_uses(reference)
+        self._inputs = iter(range(len(samples[0])))
+        self._computed: tuple[fx.Node, Values] | None = None
+
+    def nodes(self) -> Iterator[fx.Node]:
+        """The reference's nodes; each has to be given to :meth:`step` before the next."""
+        yield from (node for node in self._reference.graph.nodes if node.op != "output")
+
+    def quantized(self, node: Any) -> Values:
+        """The quantized program's values of a node that has run, one per sample."""
+        return self._quantized[node]
+
+    def float_result(self, node: fx.Node) -> Values:
+        """What the float program computes at a node that is about to run, one per sample."""
+        if self._computed is None or self._computed[0] is not node:
+            count = range(len(self._samples))
+            with torch.no_grad():
+                values = [_call(self._reference, node, self._float, i) for i in count]
+            self._computed = (node, values)
+        return self._computed[1]
+
+    def step(self, node: fx.Node) -> None:
+        """Run one node in both programs."""
+        grid = self._grids.get(node.name)
+        if node.op == "placeholder":
+            index = next(self._inputs)
+            self._float[node] = [sample[index] for sample in self._samples]
+            self._quantized[node] = [sample[index].clone() for sample in self._samples]
+        elif node.op == "get_attr":
+            return
+        else:
+            self._float[node] = self.float_result(node)
+            with torch.no_grad():
+                self._quantized[node] = [
+                    _call(self._program, node, self._quantized, i)
+                    for i in range(len(self._samples))
+                ]
+        if grid is not None:
+            self._quantized[node] = [grid.round(value) for value in self._quantized[node]]
+        for dead in self._last_use.get(node, ()):
+            self._float.pop(dead, None)
+            self._quantized.pop(dead, None)
 
 
 def _last_uses(gm: fx.GraphModule) -> dict[fx.Node, list[fx.Node]]:

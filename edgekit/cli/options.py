@@ -68,6 +68,15 @@ ReportSet = Annotated[
         "--report", metavar="PATH", help="Samples for the reported accuracy, never used to decide."
     ),
 ]
+TrainSet = Annotated[
+    str | None,
+    typer.Option(
+        "--train",
+        metavar="PATH",
+        help="Samples for a short quantization-aware training, where nothing else keeps the "
+        "budget. Needs no labels.",
+    ),
+]
 MetricOption = Annotated[
     str | None,
     typer.Option("--metric", help="auto (default), top1, agreement, cosine or relative_error."),
@@ -78,7 +87,23 @@ Runtimes = Annotated[
 ]
 Recipes = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAMES", help="Recipes, separated by commas. Default: all."),
+    typer.Option(
+        metavar="NAMES",
+        help="Recipes, separated by commas. Default: fp32, and dynamic INT8 for transformers, "
+        "static INT8 for other models.",
+    ),
+]
+Rungs = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAMES",
+        help="Rungs of the repair ladder that may be climbed, in this order, separated by commas; "
+        '"" for none. Default: all.',
+    ),
+]
+Replay = Annotated[
+    Path | None,
+    typer.Option(metavar="BUNDLE", help="Apply the recipes saved in this bundle, without search."),
 ]
 TimeoutS = Annotated[
     float | None,

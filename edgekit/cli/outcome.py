@@ -115,8 +115,12 @@ def strict_code(failures: Sequence[CandidateFailure], strict: bool) -> int:
 def show_bundle(console: Console, outcome: QuantizeOutcome) -> None:
     """Print what a bundle holds and where it is."""
     from edgekit.report import terminal
+    from edgekit.report.ladder import ladder_table, ladders
 
     console.print(terminal.quantize_summary(outcome.bundle.manifest, outcome.failures))
+    for ladder in ladders(outcome.bundle.recipe_log):
+        console.print()
+        console.print(ladder_table(ladder))
     how = "unchanged" if outcome.reused else f"made in {outcome.seconds:.0f} s"
     console.print(f"Bundle: {outcome.bundle.path} ({how})", markup=False)
 
@@ -133,13 +137,37 @@ def quantize_document(outcome: QuantizeOutcome) -> dict[str, Any]:
         "artifacts": codec.to_jsonable(manifest.artifacts),
         "evals": codec.to_jsonable(manifest.evals),
         "failures": codec.to_jsonable(outcome.failures),
+        "ladders": codec.to_jsonable(outcome.bundle.recipe_log.ladders),
     }
 
 
 def quantize_code(project: ProjectConfig, outcome: QuantizeOutcome, strict: bool) -> int:
     """3 where INT8 was asked for and nothing INT8 keeps the budget; 8 with ``--strict``; else 0."""
-    if set(project.quantize.recipes) != {"fp32"} and not outcome.within_budget:
+    if project.quantize.recipes != ("fp32",) and not outcome.within_budget:
         say(f"edgekit: No INT8 artifact keeps a drop of {project.budget.max_drop:g} on this host.")
-        say("  -> The bundle is there all the same; allow more with --max-drop, or see the table.")
+        best = _best_int8(outcome)
+        if best:
+            say(f"  {best}")
+        say("  -> The bundle is there all the same. Allow more with --max-drop, give more or more")
+        say("     typical samples with --calib, or look for the layers that hurt: `edgekit debug`.")
         return NothingEligible.exit_code
     return strict_code(outcome.failures, strict)
+
+
+def _best_int8(outcome: QuantizeOutcome) -> str:
+    """The INT8 artifact that loses least, and what was tried on it."""
+    manifest, log = outcome.bundle.manifest, outcome.bundle.recipe_log
+    int8 = {a.id for a in manifest.artifacts if a.precision == "int8"}
+    results = [
+        result
+        for evaluation in manifest.evals
+        if evaluation.role == "choose"
+        for result in evaluation.results
+        if result.artifact_id in int8
+    ]
+    if not results:
+        return ""
+    best = min(results, key=lambda result: result.drop)
+    tried = [rung.rung for rung in log.ladders.get(best.artifact_id, ())]
+    text = f"The best one, {best.artifact_id}, loses {best.drop:.3g}."
+    return f"{text} Tried: {', '.join(tried)}." if tried else text

@@ -33,6 +33,7 @@ from edgekit.types import (
     ModelSpec,
     RawTensor,
     Recipe,
+    RungResult,
 )
 
 #: All evaluation samples are golden vectors, as long as they fill no more than this.
@@ -47,6 +48,7 @@ class Made:
     id: str
     runtime: str
     recipe: Recipe
+    ladder: tuple[RungResult, ...]
     folder: Path
     export: ExportResult
     evaluated_in: Path
@@ -96,6 +98,7 @@ def assemble(
             evals=evals,
             files=files,
             failures=failures,
+            ladders={one.id: one.ladder for one in made if one.ladder},
             class_names=sets["choose"].class_names,
         )
     return bundle, False

@@ -7,13 +7,15 @@ step that was done before is found by its name and needs no job.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgekit import codec, registry
+from edgekit.bundle import Bundle
 from edgekit.config import ProjectConfig
+from edgekit.errors import UsageError
 from edgekit.isolate import Job
 from edgekit.pipeline.steps import (
     ARTIFACT,
@@ -21,10 +23,12 @@ from edgekit.pipeline.steps import (
     ExportResult,
     LoadResult,
     ReferenceResult,
+    RepairResult,
     SetResult,
 )
 from edgekit.pipeline.workspace import Workspace, environment, load_result
 from edgekit.quantize.recipes import RECIPES
+from edgekit.quantize.variants import variants
 from edgekit.types import Recipe
 
 _STEPS = "edgekit.pipeline.steps"
@@ -39,8 +43,23 @@ class Candidate:
     id: str
     runtime: str
     recipe: Recipe
+    repair: Path | None
     export: Path
     evaluate: Path
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One artifact that is wanted: a recipe for a runtime.
+
+    ``float_ops`` are operators that stay float; ``replay`` says that the recipe's own steps and
+    float nodes are applied as they are.
+    """
+
+    runtime: str
+    recipe: Recipe
+    float_ops: tuple[str, ...] = ()
+    replay: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +69,23 @@ class Plan:
     candidates: tuple[Candidate, ...]
     reference: Path
     jobs: tuple[Job, ...]
+
+
+def recipes_for(project: ProjectConfig, loaded: LoadResult) -> tuple[str, ...]:
+    """The names of the recipes to apply: those of the project, or what suits the model."""
+    if project.quantize.recipes:
+        return project.quantize.recipes
+    return ("fp32", "dynamic_wi8_afp32" if loaded.is_transformer else "static_wi8_ai8")
+
+
+def replayed(bundle: Path, runtimes: Collection[str]) -> Iterator[Wanted]:
+    """The recipes of a bundle's artifacts, as they were made."""
+    artifacts = Bundle.open(bundle).manifest.artifacts
+    found = [a for a in artifacts if a.runtime in runtimes]
+    if not found:
+        raise UsageError(f"{bundle} has no artifact for {', '.join(runtimes)}.")
+    for artifact in found:
+        yield Wanted(artifact.runtime, artifact.recipe, replay=True)
 
 
 class Planner:
@@ -77,7 +113,12 @@ class Planner:
     def read_sets(self, loaded: LoadResult) -> Job:
         """The job that reads the sample sets; it returns their SetResults by role."""
         data = self._project.data
-        wanted = {"calibration": data.calib, "choose": data.eval, "report": data.report}
+        wanted = {
+            "calibration": data.calib,
+            "choose": data.eval,
+            "report": data.report,
+            "train": data.train,
+        }
         return self._alone(
             "read_sets",
             {
@@ -114,33 +155,50 @@ class Planner:
                 "step": str(reference),
             }
             jobs.append(self._job("reference", "reference", payload, weight=6))
-        candidates = []
-        for recipe in (RECIPES[name] for name in self._project.quantize.recipes):
+        candidates: list[Candidate] = []
+        repairs: dict[str, Path] = {}
+        for wanted in self._wanted(loaded):
+            recipe, runtime = wanted.recipe, wanted.runtime
             parts: list[Any] = [*base, recipe]
-            inputs = {"program": str(program), "ranges": "", "calibration": ""}
-            if recipe.precision == "int8":
-                parts.append(sets["calibration"].id)
-                repair = step("repair", *parts)
-                jobs += self._repair(repair, recipe, program, sets["calibration"])
+            inputs = {"program": str(program), "ranges": "", "calibration": "", "repaired": ""}
+            after = ""
+            repair = None
+            if recipe.scheme == "static":
+                repair, job = self._repair(wanted, base, common, program, sets, metric)
+                after = f"repair {recipe.name}" + (f" {recipe.variant}" if recipe.variant else "")
+                parts.append(repair.name)
                 inputs = {
                     "program": str(repair / "program.pt2"),
                     "ranges": str(repair / "ranges.json"),
                     "calibration": sets["calibration"].path,
+                    "repaired": str(repair),
                 }
-            for runtime in self._project.quantize.runtimes:
-                export = step("export", *parts, runtime)
-                name = f"{self._project.model.name}-{runtime}-{recipe.name}"
-                candidate = Candidate(
-                    id=name,
-                    runtime=runtime,
-                    recipe=recipe,
-                    export=export,
-                    # The result names the artifact, so it depends on the name too.
-                    evaluate=step("evaluate", name, export.name, *judged_on),
-                )
-                candidates.append(candidate)
-                jobs += self._export(candidate, {**common, **inputs})
-                jobs += self._evaluate(candidate, {**common, "reference": str(reference)})
+                # Runtimes with the same variant share its repair.
+                if repairs.setdefault(after, repair) != repair:
+                    after = f"{after} {runtime}"
+                    repairs[after] = repair
+                if load_result(RepairResult, repair) is None and after not in {
+                    j.name for j in jobs
+                }:
+                    jobs.append(replace(job, name=after))
+            export = step("export", *parts, runtime)
+            name = "-".join(
+                part
+                for part in (self._project.model.name, runtime, recipe.name, recipe.variant)
+                if part
+            )
+            candidate = Candidate(
+                id=name,
+                runtime=runtime,
+                recipe=recipe,
+                repair=repair,
+                export=export,
+                # The result names the artifact, so it depends on the name too.
+                evaluate=step("evaluate", name, export.name, *judged_on),
+            )
+            candidates.append(candidate)
+            jobs += self._export(candidate, {**common, **inputs}, after)
+            jobs += self._evaluate(candidate, {**common, "reference": str(reference)})
         planned = {job.name for job in jobs}
         return Plan(
             candidates=tuple(candidates),
@@ -152,20 +210,64 @@ class Planner:
             ),
         )
 
+    def _wanted(self, loaded: LoadResult) -> Iterator[Wanted]:
+        """What is to be made: the recipes of a bundle, or those of the project in all variants."""
+        settings = self._project.quantize
+        if settings.replay is not None:
+            yield from replayed(settings.replay, settings.runtimes)
+            return
+        for name in recipes_for(self._project, loaded):
+            recipe = RECIPES[name]
+            for runtime in settings.runtimes:
+                if name not in registry.runtimes()[runtime].recipes:
+                    continue
+                for variant in variants(runtime, recipe.scheme, loaded.rewrites, loaded.ops):
+                    yield Wanted(
+                        runtime,
+                        replace(recipe, variant=variant.name, rewrites=variant.rewrites),
+                        variant.float_ops,
+                    )
+
     def _repair(
-        self, step: Path, recipe: Recipe, program: Path, calibration: SetResult
-    ) -> list[Job]:
-        if load_result(dict[str, str], step) is not None:
-            return []
+        self,
+        wanted: Wanted,
+        base: list[Any],
+        common: Mapping[str, Any],
+        program: Path,
+        sets: Mapping[str, SetResult],
+        metric: str,
+    ) -> tuple[Path, Job]:
+        """The folder of a repaired program, and the job that fills it."""
+        recipe, calibration = wanted.recipe, sets["calibration"]
+        settings = {
+            "recipe": codec.to_jsonable(recipe),
+            "rungs": list(self._project.quantize.rungs),
+            "max_drop": self._project.budget.max_drop,
+            "metric": metric or None,
+            "float_ops": list(wanted.float_ops),
+            "replay": wanted.replay,
+        }
+        train = sets.get("train")
+        judged_on = [calibration.id, sets["choose"].id, train.id if train else "", metric]
+        # Whatever the budget and the allowed rungs are: rungs that were climbed are used again.
+        foot = [recipe.activations, recipe.ranges, recipe.rewrites, recipe.float_nodes]
+        saved = self._workspace.step("ladder", *base, *judged_on, *foot, wanted.float_ops)
+        parts = [*base, calibration.id, recipe.rewrites]
+        calibrated = self._workspace.step("calibrate", *parts)
+        step = self._workspace.step("repair", *base, *judged_on, settings)
         payload = {
             "program": str(program),
             "calibration": calibration.path,
-            "recipe": codec.to_jsonable(recipe),
+            "choose": common["choose"],
+            "train": train.path if train else "",
+            "settings": settings,
+            "calibrated": str(calibrated),
+            "saved": str(saved),
             "step": str(step),
         }
-        return [self._job(f"repair {recipe.name}", "repair", payload, weight=10)]
+        return step, self._job("repair", "repair", payload, weight=10)
 
-    def _export(self, candidate: Candidate, inputs: Mapping[str, Any]) -> list[Job]:
+    def _export(self, candidate: Candidate, inputs: Mapping[str, Any], after: str) -> list[Job]:
         if load_result(ExportResult, candidate.export) is not None:
             return []
         recipe, runtime = candidate.recipe, candidate.runtime
@@ -180,7 +282,7 @@ class Planner:
             f"export {candidate.id}",
             "export",
             payload,
-            after=(f"repair {recipe.name}",),
+            after=(after,),
             weight=_WEIGHTS.get(runtime, 2.0),
             # A runtime's exporter is loaded once for all recipes: that takes half of its time.
             worker=f"export {runtime}",

@@ -20,12 +20,18 @@ from edgekit.config import ProjectConfig
 from edgekit.errors import DataError, EdgekitError, ExportFailed, UsageError
 from edgekit.isolate import Job, Outcome, run_isolated, run_many
 from edgekit.pipeline.assemble import Made, assemble
-from edgekit.pipeline.plan import Candidate, Planner
-from edgekit.pipeline.steps import EvaluateResult, ExportResult, LoadResult, SetResult
+from edgekit.pipeline.plan import Candidate, Planner, recipes_for
+from edgekit.pipeline.steps import (
+    EvaluateResult,
+    ExportResult,
+    LoadResult,
+    RepairResult,
+    SetResult,
+)
 from edgekit.pipeline.workspace import Workspace, load_result, unchanged
 from edgekit.progress import Progress, Quiet
 from edgekit.quantize.recipes import MIN_INT8_MAC_SHARE, RECIPES
-from edgekit.types import CandidateFailure, Inspection
+from edgekit.types import CandidateFailure, Inspection, RungResult
 
 T = TypeVar("T")
 
@@ -69,10 +75,12 @@ class _Quantizing:
         _check_settings(self._project)
         with self._workspace.opened(self._wait):
             loaded, program = self._load()
+            _check_calibration(self._project, loaded)
             sets = self._read_sets(loaded)
             _check_eval_size(self._project, sets["choose"])
             plan = self._planner.artifacts(loaded, program, sets)
             made, failed = _collect(plan.candidates, self._run_jobs(plan.jobs))
+            made = self._worth_keeping(made)
             if not made:
                 raise ExportFailed(
                     "No artifact could be made: " + "; ".join(f.message for f in failed),
@@ -111,6 +119,21 @@ class _Quantizing:
             for role, value in found.items()
         }
 
+    def _worth_keeping(self, made: Sequence[Made]) -> list[Made]:
+        """Variants that are the same file as another, or lose too much, are no candidates."""
+        kept: list[Made] = []
+        seen: set[str] = set()
+        for one in made:
+            drop = one.evaluation.choose.drop
+            if one.recipe.variant and one.export.sha256 in seen:
+                self._progress.log(f"{one.id} is the same file as another variant.")
+            elif one.recipe.variant and drop > self._project.budget.max_drop:
+                self._progress.log(f"{one.id} is left out: it loses {drop:.3g}.")
+            else:
+                kept.append(one)
+                seen.add(one.export.sha256)
+        return kept
+
     def _run_jobs(self, jobs: Sequence[Job]) -> dict[str, EdgekitError]:
         """Run what has to be run; returns the failed jobs of single candidates by name."""
         if not jobs:
@@ -144,8 +167,12 @@ def _check_settings(project: ProjectConfig) -> None:
             "There is no evaluation set, so nothing could be judged.",
             remedy="Give one: --eval PATH, or eval under [data] in edgekit.toml.",
         )
-    needs_calibration = any(RECIPES[name].precision == "int8" for name in project.quantize.recipes)
-    if needs_calibration and project.data.calib is None:
+
+
+def _check_calibration(project: ProjectConfig, loaded: LoadResult) -> None:
+    if project.data.calib is not None or project.quantize.replay is not None:
+        return
+    if any(RECIPES[name].scheme == "static" for name in recipes_for(project, loaded)):
         raise DataError(
             "Static INT8 needs real samples to calibrate on.",
             remedy="Give some: --calib PATH, or make only float artifacts: --recipes fp32.",
@@ -193,7 +220,8 @@ def _collect(
             Made(
                 id=candidate.id,
                 runtime=candidate.runtime,
-                recipe=candidate.recipe,
+                recipe=export.recipe,
+                ladder=_ladder(candidate),
                 folder=candidate.export,
                 export=export,
                 evaluated_in=candidate.evaluate,
@@ -201,6 +229,10 @@ def _collect(
             )
         )
     return made, failed
+
+
+def _ladder(candidate: Candidate) -> tuple[RungResult, ...]:
+    return () if candidate.repair is None else _finished(RepairResult, candidate.repair).ladder
 
 
 def _broken_promise(candidate: Candidate, found: Inspection) -> CandidateFailure | None:
@@ -225,12 +257,11 @@ def _why_broken(recipe: str, found: Inspection, promised: float) -> str:
     """What an artifact lacks of the share that its recipe promises; empty where nothing."""
     uncounted = ", ".join(found.uncounted_ops)
     if found.int8_mac_share is not None:
-        # What is quantized at run time only is not what a static recipe promises.
-        share = found.int8_mac_share - (found.dynamic_mac_share or 0.0)
+        share, how = _kept_share(recipe, found)
         if share < promised:
             return (
-                f"It is called {recipe}, but only {share:.0%} of its multiply-accumulates are in "
-                f"int8 ({promised:.0%} promised)."
+                f"It is called {recipe}, but only {share:.0%} of its multiply-accumulates {how} "
+                f"({promised:.0%} promised)."
             )
     elif not uncounted:
         return (
@@ -243,6 +274,17 @@ def _why_broken(recipe: str, found: Inspection, promised: float) -> str:
             f"{uncounted}."
         )
     return ""
+
+
+def _kept_share(recipe: str, found: Inspection) -> tuple[float, str]:
+    """The share of multiply-accumulates that a recipe is about, and what is said of them."""
+    scheme, activations = RECIPES[recipe].scheme, RECIPES[recipe].activations
+    if scheme == "dynamic":
+        return found.int8_mac_share or 0.0, "are in int8"
+    if scheme == "weight_only" or activations == "int16":
+        return found.int8_weight_mac_share or 0.0, "have int8 weights"
+    # What is quantized at run time only is not what a static recipe promises.
+    return (found.int8_mac_share or 0.0) - (found.dynamic_mac_share or 0.0), "are in int8"
 
 
 def _failure(candidate: Candidate, stage: Any, error: EdgekitError) -> CandidateFailure:

@@ -22,6 +22,7 @@ from edgekit.types import (
     Preprocess,
     RawTensor,
     Recipe,
+    RungResult,
     TensorSpec,
 )
 
@@ -37,7 +38,10 @@ _CHECK_SAMPLES = 16
 
 @dataclass(frozen=True)
 class LoadResult:
-    """The model, exported. ``dependencies`` are (path, SHA-256) of the user's own files."""
+    """The model, exported. ``dependencies`` are (path, SHA-256) of the user's own files.
+
+    The last three are those of :class:`edgekit.quantize.engine.Prepared`.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -46,6 +50,9 @@ class LoadResult:
     passes: tuple[str, ...]
     dependencies: tuple[tuple[str, str], ...]
     notes: tuple[str, ...]
+    ops: tuple[str, ...]
+    rewrites: tuple[str, ...]
+    is_transformer: bool
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,18 @@ class ReferenceResult:
 
 
 @dataclass(frozen=True)
+class RepairResult:
+    """The recipe as it was made, and what each rung of the ladder gave."""
+
+    recipe: Recipe
+    ladder: tuple[RungResult, ...]
+
+
+@dataclass(frozen=True)
 class ExportResult:
     """One artifact."""
+
+    recipe: Recipe
 
     tool_versions: dict[str, str]
     inspection: Inspection
@@ -110,6 +127,9 @@ def load(payload: dict[str, Any]) -> None:
                 passes=prepared.passes,
                 dependencies=tuple((str(path), sha256_file(path)) for path in model.dependencies),
                 notes=(*model.notes, *prepared.notes),
+                ops=prepared.ops,
+                rewrites=prepared.rewrites,
+                is_transformer=prepared.is_transformer,
             )
         )
 
@@ -129,8 +149,10 @@ def read_sets(payload: dict[str, Any]) -> dict[str, Any]:
         )
         for role, spec in payload["sets"].items()
     }
-    for first, second in combinations(sets.values(), 2):
-        check_disjoint(first, second)
+    for first, second in combinations(sets, 2):
+        # What is trained on may be calibrated on: neither judges.
+        if {first, second} != {"calibration", "train"}:
+            check_disjoint(sets[first], sets[second])
     return {
         role: codec.to_jsonable(
             SetResult(str(s.path), s.id, s.n, s.labels is not None, s.class_names)
@@ -195,19 +217,29 @@ def reference(payload: dict[str, Any]) -> None:
 
 
 def repair(payload: dict[str, Any]) -> None:
-    """Calibrate and mend the program for one INT8 recipe."""
+    """Calibrate the program of one INT8 recipe and climb the repair ladder."""
     from edgekit.data import open_samples
-    from edgekit.quantize.engine import repair_program
+    from edgekit.quantize.engine import RepairSettings, repair_program
 
-    results: list[Any] = [{}]
+    calibrated, saved = Path(payload["calibrated"]), Path(payload["saved"])
+    for kept in (calibrated, saved):
+        kept.mkdir(parents=True, exist_ok=True)
+        # Marks the folder as one to keep; each file or rung in it is complete or absent.
+        (kept / "result.json").write_text("{}", encoding="utf-8")
+    results: list[Any] = []
     with making(Path(payload["step"]), results) as folder:
-        repair_program(
+        repaired = repair_program(
             Path(payload["program"]),
             open_samples(Path(payload["calibration"])),
-            codec.from_json(Recipe, payload["recipe"], where="recipe"),
+            open_samples(Path(payload["choose"])),
+            codec.from_json(RepairSettings, payload["settings"], where="settings"),
+            calibrated,
+            saved,
             folder,
+            train=open_samples(Path(payload["train"])) if payload["train"] else None,
             on_step=lambda name: print(name, flush=True),  # noqa: T201 - the job's log
         )
+        results.append(RepairResult(repaired.recipe, repaired.ladder))
 
 
 def export(payload: dict[str, Any]) -> None:
@@ -216,11 +248,15 @@ def export(payload: dict[str, Any]) -> None:
     from edgekit.quantize.base import export as make
     from edgekit.quantize.inspect import inspect_file
 
+    recipe = codec.from_json(Recipe, payload["recipe"], where="recipe")
+    if payload["repaired"]:
+        found = (Path(payload["repaired"]) / "result.json").read_bytes()
+        recipe = codec.from_json(RepairResult, found, where="repair").recipe
     results: list[Any] = []
     with making(Path(payload["step"]), results) as folder:
         request = ExportRequest(
             runtime=payload["runtime"],
-            recipe=codec.from_json(Recipe, payload["recipe"], where="recipe"),
+            recipe=recipe,
             program=Path(payload["program"]),
             inputs=codec.from_json(tuple[TensorSpec, ...], payload["inputs"], where="inputs"),
             out=folder / (ARTIFACT + payload["extension"]),
@@ -230,6 +266,7 @@ def export(payload: dict[str, Any]) -> None:
         versions = make(request)
         results.append(
             ExportResult(
+                recipe=recipe,
                 tool_versions=versions,
                 inspection=inspect_file(request.out),
                 sha256=sha256_file(request.out),

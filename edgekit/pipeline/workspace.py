@@ -116,8 +116,8 @@ def environment() -> str:
             installed |= {name for name in os.listdir(folder or ".") if name.endswith("-info")}
     digest.update("\n".join(sorted(installed)).encode())
     package = Path(__file__).resolve().parent.parent
-    for part in (".", "quantize", "sources", "pipeline", "targets", "targets/agent"):
-        for source in sorted((package / part).glob("*")):
+    for part in ("*", "quantize/**/*", "sources/*", "pipeline/*", "targets/*", "targets/agent/*"):
+        for source in sorted(package.glob(part)):
             if source.suffix in (".py", ".cpp"):
                 digest.update(source.read_bytes())
     return digest.hexdigest()

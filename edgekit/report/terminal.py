@@ -49,7 +49,7 @@ def quantize_summary(
     manifest: Manifest, failures: Sequence[CandidateFailure] = ()
 ) -> RenderableType:
     """What a bundle holds: per artifact size, int8 share and the host's preview of accuracy."""
-    table = _table(f"{manifest.model.name}: {len(manifest.artifacts)} artifacts")
+    table = plain_table(f"{manifest.model.name}: {len(manifest.artifacts)} artifacts")
     table.add_column("runtime", overflow="fold")
     table.add_column("recipe", overflow="fold")
     for column in ("MB", "of\nfloat", "int8\nMACs"):
@@ -78,7 +78,7 @@ def selection_table(
     selection: Selection, manifest: Manifest, probes: Sequence[ProbeResult]
 ) -> RenderableType:
     """Every candidate with its figures and its reason, the verdict above."""
-    table = _table(_measured_on(probes))
+    table = plain_table(_measured_on(probes))
     table.add_column("", width=1, overflow="fold")
     table.add_column("runtime", overflow="fold")
     table.add_column("kind", overflow="fold")
@@ -149,7 +149,7 @@ def status_table(
     if not activations:
         where = f" on {target}" if target else ""
         return Group(plain(f"Nothing is active{where}."), *_problems(problems))
-    table = _table(f"active on {target}" if target else "active")
+    table = plain_table(f"active on {target}" if target else "active")
     for column in ("model", "artifact", "runtime"):
         table.add_column(column, overflow="fold")
     table.add_column("thr", justify="right", overflow="fold")
@@ -175,7 +175,7 @@ def runs_table(found: QueryResult) -> RenderableType:
     """The runs that :func:`edgekit.runs.query_runs` listed (called without SQL)."""
     if not found.rows:
         return Group(Text("There are no runs yet."), *_problems(found.problems))
-    table = _table("runs, newest first")
+    table = plain_table("runs, newest first")
     table.add_column("run", overflow="fold")
     table.add_column("chosen", overflow="fold")
     for column in ("thr", "p50 ms", "drop", "MB"):
@@ -201,7 +201,7 @@ def runs_table(found: QueryResult) -> RenderableType:
 
 def query_table(found: QueryResult) -> RenderableType:
     """Any query's answer."""
-    table = _table(f"{len(found.rows)} row{'s' if len(found.rows) != 1 else ''}")
+    table = plain_table(f"{len(found.rows)} row{'s' if len(found.rows) != 1 else ''}")
     numeric = [
         all(isinstance(row[i], (int, float, type(None))) for row in found.rows)
         for i in range(len(found.columns))
@@ -219,7 +219,8 @@ def _figure(value: object) -> str:
     return number(value) if isinstance(value, float) else str(value)
 
 
-def _table(title: str) -> Table:
+def plain_table(title: str) -> Table:
+    """A table in the style of all of edgekit's."""
     return Table(
         title=plain(title, "bold"),
         title_justify="left",

@@ -13,7 +13,7 @@ from edgekit.types import Inspection
 
 
 def _message(found: Inspection, recipe: str = "static_wi8_ai8") -> str:
-    candidate = Candidate("net", "onnx", RECIPES[recipe], Path("export"), Path("evaluate"))
+    candidate = Candidate("net", "onnx", RECIPES[recipe], None, Path("export"), Path("evaluate"))
     broken = _broken_promise(candidate, found)
     return broken.message if broken else ""
 

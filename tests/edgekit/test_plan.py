@@ -10,8 +10,9 @@ import pytest
 from edgekit.config import ProjectConfig
 from edgekit.isolate import Job
 from edgekit.pipeline.plan import Plan, Planner
-from edgekit.pipeline.steps import LoadResult, SetResult
+from edgekit.pipeline.steps import LoadResult, RepairResult, SetResult
 from edgekit.pipeline.workspace import Workspace, making
+from edgekit.quantize.recipes import RECIPES
 from edgekit.types import TensorSpec
 from tests.fixtures.tiny_project import make_project
 
@@ -23,6 +24,9 @@ LOADED = LoadResult(
     passes=(),
     dependencies=(),
     notes=(),
+    ops=("aten.conv2d.default",),
+    rewrites=(),
+    is_transformer=False,
 )
 SETS = {
     role: SetResult(path=f"/samples/{role}", id=role, n=20, labelled=False, class_names=())
@@ -71,7 +75,7 @@ def test_an_exporter_may_stay_for_its_next_recipe_but_nothing_else_does(
 
 def test_a_finished_step_needs_no_job_and_no_waiting(project: ProjectConfig) -> None:
     first = by_name(plan(project))
-    repaired: list[dict[str, str]] = [{}]
+    repaired = [RepairResult(RECIPES["static_wi8_ai8"], ())]
     with making(Path(first["repair static_wi8_ai8"].payload["step"]), repaired):
         pass
     jobs = by_name(plan(project))
@@ -84,12 +88,44 @@ def test_other_weights_change_every_step(project: ProjectConfig) -> None:
     assert not steps(first) & steps(second)
 
 
-def test_other_evaluation_samples_change_no_artifact(project: ProjectConfig) -> None:
+def test_other_evaluation_samples_choose_other_rungs_on_the_same_ranges(
+    project: ProjectConfig,
+) -> None:
     other = replace(SETS["choose"], id="other")
     first, second = plan(project), plan(project, choose=other)
-    assert {c.export for c in first.candidates} == {c.export for c in second.candidates}
+    exports = [{c.id: c.export for c in found.candidates} for found in (first, second)]
+    same = {name for name in exports[0] if exports[0][name] == exports[1][name]}
+    assert same == {"tiny-onnx-fp32", "tiny-torchscript-fp32"}
     assert not {c.evaluate for c in first.candidates} & {c.evaluate for c in second.candidates}
     assert first.reference != second.reference
+    repairs = [by_name(found)["repair static_wi8_ai8"].payload for found in (first, second)]
+    assert repairs[0]["calibrated"] == repairs[1]["calibrated"]
+    assert repairs[0]["saved"] != repairs[1]["saved"]
+
+
+def test_another_budget_climbs_the_same_ladder(project: ProjectConfig) -> None:
+    looser = replace(project, budget=replace(project.budget, max_drop=0.5))
+    repairs = [by_name(plan(p))["repair static_wi8_ai8"].payload for p in (project, looser)]
+    assert repairs[0]["saved"] == repairs[1]["saved"]
+    assert repairs[0]["step"] != repairs[1]["step"]
+
+
+def test_variants_are_repaired_once_and_exported_by_runtime(project: ProjectConfig) -> None:
+    hardswish = replace(LOADED, ops=("aten.hardswish.default",), rewrites=("fold_hardswish",))
+    found = plan(project, hardswish)
+    variants = [c for c in found.candidates if c.recipe.variant]
+    assert {c.runtime for c in variants} == {"onnx"}, "never a fold for TorchScript"
+    for candidate in variants:
+        assert candidate.id.endswith(candidate.recipe.variant)
+        after = by_name(found)[f"export {candidate.id}"].after
+        assert after == (f"repair static_wi8_ai8 {candidate.recipe.variant}",)
+
+
+def test_a_transformer_gets_dynamic_int8_by_default(project: ProjectConfig) -> None:
+    open_recipes = replace(project, quantize=replace(project.quantize, recipes=()))
+    for is_transformer, expected in ((True, "dynamic_wi8_afp32"), (False, "static_wi8_ai8")):
+        found = plan(open_recipes, replace(LOADED, is_transformer=is_transformer))
+        assert {c.recipe.name for c in found.candidates} == {"fp32", expected}
 
 
 def steps(found: Plan) -> set[str]:

@@ -52,6 +52,12 @@ def test_the_named_recipes_are_those_that_exist() -> None:
     assert tuple(RECIPES) == registry.RECIPES
 
 
+def test_the_named_rungs_are_those_that_exist() -> None:
+    from edgekit.quantize.rungs import RUNGS
+
+    assert tuple(RUNGS) == registry.RUNGS
+
+
 def test_unknown_names_are_answered_with_suggestions() -> None:
     with pytest.raises(UsageError, match=r"Unknown runtime 'tflit'") as caught:
         registry.load("runtimes", "tflit")

@@ -13,14 +13,15 @@ from torch import nn
 
 from edgekit.errors import DataError
 from edgekit.quantize import graph
-from edgekit.quantize.calibrate import (
-    BINS,
-    calibrate,
-    least_error_range,
+from edgekit.quantize.calibrate import BINS, calibrate
+from edgekit.quantize.prepare import as_module, export_program, prepare
+from edgekit.quantize.ranges import (
+    KINDS,
+    find_ranges,
+    least_expected_error_range,
     load_ranges,
     save_ranges,
 )
-from edgekit.quantize.prepare import as_module, export_program, prepare
 from edgekit.quantize.simulate import activation_grid
 from tests.quantize.nets import Residual, build, image_inputs
 
@@ -39,11 +40,13 @@ def test_every_float_tensor_gets_the_global_extremes(program: torch.fx.GraphModu
     stack = image_inputs(6)
     ranges = calibrate(program, lambda: feed(stack))
     placeholder = next(node.name for node in program.graph.nodes if node.op == "placeholder")
-    assert ranges[placeholder].minimum == pytest.approx(stack.min())
-    assert ranges[placeholder].maximum == pytest.approx(stack.max())
+    assert ranges[placeholder].minmax[0] == pytest.approx(stack.min())
+    assert ranges[placeholder].minmax[1] == pytest.approx(stack.max())
     assert {n.name for n in program.graph.nodes if n.op == "call_function"} <= set(ranges)
     for found in ranges.values():
-        assert found.minimum <= found.low <= 0 <= found.high <= found.maximum
+        for kind in KINDS:
+            (least, most), (low, high) = found.minmax, found.of(kind)
+            assert least <= low <= 0 <= high <= most, kind
 
 
 def test_what_only_moves_values_has_the_range_of_its_source(program: torch.fx.GraphModule) -> None:
@@ -59,7 +62,9 @@ def test_a_clamp_bounds_its_range(program: torch.fx.GraphModule) -> None:
     clamps = [n.name for n in program.graph.nodes if graph.is_clamp(n)]
     assert clamps
     for name in clamps:
-        assert ranges[name].low == 0 and 0 < ranges[name].high <= 6
+        for kind in KINDS:
+            low, high = ranges[name].of(kind)
+            assert low == 0 and 0 < high <= 6, kind
 
 
 def test_ranges_survive_saving(program: torch.fx.GraphModule, tmp_path: Path) -> None:
@@ -104,10 +109,10 @@ def test_masks_are_left_out_of_ranges(value: float) -> None:
         for n in gm.graph.nodes
         if "masked_fill" in str(n.target) or "where" in n.name
     )
-    assert (scores.minimum, scores.maximum) == (0, 3)
-    assert scores.high > 2
-    assert (nothing.minimum, nothing.maximum) == (0, 0)
-    assert by_target["aten.softmax.int"].maximum <= 1
+    assert scores.minmax == (0, 3)
+    assert scores.histogram[1] > 2
+    assert nothing.minmax == (0, 0)
+    assert by_target["aten.softmax.int"].minmax[1] <= 1
 
 
 class Moved(nn.Module):
@@ -124,7 +129,7 @@ def test_a_moved_constant_has_the_range_observed() -> None:
     inputs = (torch.zeros(2, 2),)
     gm = as_module(prepare(export_program(Moved(), inputs), inputs)[0])
     ranges = calibrate(gm, lambda: feed(np.ones((2, 2, 2), np.float32)))
-    assert [ranges[n.name].maximum for n in gm.graph.nodes if "view" in n.name] == [5]
+    assert [ranges[n.name].minmax[1] for n in gm.graph.nodes if "view" in n.name] == [5]
 
 
 def test_constant_samples_give_usable_grids(program: torch.fx.GraphModule) -> None:
@@ -151,7 +156,7 @@ def test_the_searched_range_is_no_worse_than_the_extremes(outlier: float) -> Non
     if outlier:
         values[0] = outlier
     counts, low, high = histogram(values)
-    found = least_error_range(counts, low, high)
+    found = least_expected_error_range(counts, low, high)
     extremes = quantization_error(values, min(low, 0), max(high, 0))
     assert quantization_error(values, *found) <= extremes * 1.02
 
@@ -160,7 +165,7 @@ def test_a_lone_outlier_among_many_is_clipped() -> None:
     values = np.random.default_rng(1).normal(size=1_000_000).astype(np.float32)
     values[0] = 40
     counts, low, high = histogram(values)
-    assert least_error_range(counts, low, high)[1] < 20
+    assert least_expected_error_range(counts, low, high)[1] < 20
 
 
 @given(
@@ -172,5 +177,5 @@ def test_the_range_lies_within_the_extremes_and_holds_zero(
 ) -> None:
     values = np.array(numbers, np.float32)
     counts, low, high = histogram(values)
-    found = least_error_range(counts, low, high, zeros=zero_share * len(values))
+    found = least_expected_error_range(counts, low, high, zeros=zero_share * len(values))
     assert min(low, 0) <= found[0] <= 0 <= found[1] <= max(high, 0)

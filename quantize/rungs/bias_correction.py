@@ -9,13 +9,30 @@ is a change of *float* biases, so that it works unchanged in every runtime.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import fx
 
 from edgekit.quantize import graph
-from edgekit.quantize.simulate import Grid, Values, round_weight, run_samples
+from edgekit.quantize.rungs.base import Work
+from edgekit.quantize.simulate import Grid, Values, rounded_weights, run_samples
+
+#: Calibration samples over which means are taken.
+SAMPLES = 64
+
+
+def apply(work: Work) -> str:
+    """Change the biases of ``work.program``."""
+    count = correct_biases(
+        work.program,
+        work.reference,
+        work.calibration(SAMPLES),
+        work.grids,
+        float_nodes=work.float_nodes,
+        on_layer=work.on_layer,
+    )
+    return f"biases of {count} layers" if count else ""
 
 
 def correct_biases(
@@ -24,6 +41,7 @@ def correct_biases(
     samples: Sequence[tuple[torch.Tensor, ...]],
     grids: Mapping[str, Grid],
     *,
+    float_nodes: Collection[str] = (),
     on_layer: Callable[[], None] = lambda: None,
 ) -> int:
     """Correct the biases of ``gm`` in place, so that its means match those of ``reference``.
@@ -33,6 +51,7 @@ def correct_biases(
         reference: the float program, the same graph.
         samples: calibration inputs.
         grids: activation grids by node name.
+        float_nodes: layers of these names keep float weights.
 
     Returns:
         The number of layers that were corrected.
@@ -47,10 +66,6 @@ def correct_biases(
         return values
 
     run_samples(reference, samples, observe)
-    simulated = {layer.weight: layer.channel_axis for layer in layers.values()}
-    originals = {target: graph.attribute(gm, target).clone() for target in simulated}
-    for target, axis in simulated.items():
-        graph.set_attribute(gm, target, round_weight(originals[target], axis))
 
     def correct(node: fx.Node, values: Values) -> Values:
         layer = layers.get(node.name)
@@ -65,9 +80,8 @@ def correct_biases(
             values = [grid.round(value) for value in values]
         return values
 
-    run_samples(gm, samples, correct)
-    for target, weight in originals.items():
-        graph.set_attribute(gm, target, weight)
+    with rounded_weights(gm, float_nodes):
+        run_samples(gm, samples, correct)
     return len(layers)
 
 

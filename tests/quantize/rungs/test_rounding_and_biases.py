@@ -13,10 +13,10 @@ from torch import fx, nn
 
 from edgekit import quality
 from edgekit.quantize import graph
-from edgekit.quantize.bias_correction import correct_biases
 from edgekit.quantize.calibrate import calibrate
-from edgekit.quantize.hessian_rounding import round_weights
 from edgekit.quantize.prepare import as_module, export_program, prepare, run
+from edgekit.quantize.rungs.bias_correction import correct_biases
+from edgekit.quantize.rungs.hessian_rounding import round_weights
 from edgekit.quantize.simulate import (
     activation_grid,
     activation_grids,

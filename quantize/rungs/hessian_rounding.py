@@ -9,7 +9,7 @@ learned relaxation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,11 @@ from torch import fx
 
 from edgekit.quantize import graph
 from edgekit.quantize.graph import ATEN, Layer
+from edgekit.quantize.rungs.base import Work
 from edgekit.quantize.simulate import Values, run_samples, weight_scales
+
+#: Calibration samples that patches are taken from.
+SAMPLES = 16
 
 #: Input patches per layer from which H is estimated.
 MAX_PATCHES = 4096
@@ -27,10 +31,20 @@ MAX_PATCH_LENGTH = 4096
 _MAX_SWEEPS = 300
 
 
+def apply(work: Work) -> str:
+    """Change the weights of ``work.program``."""
+    samples = work.calibration(SAMPLES)
+    count = round_weights(
+        work.program, samples, float_nodes=work.float_nodes, on_layer=work.on_layer
+    )
+    return f"weights of {count} layers" if count else ""
+
+
 def round_weights(
     gm: fx.GraphModule,
     samples: Sequence[tuple[torch.Tensor, ...]],
     *,
+    float_nodes: Collection[str] = (),
     seed: int = 0,
     on_layer: Callable[[], None] = lambda: None,
 ) -> int:
@@ -39,7 +53,7 @@ def round_weights(
     The largest weight of a channel is never moved, so a converter that derives the grid again from
     the weights finds the same one. Returns the number of layers that were rounded.
     """
-    known = {layer.node: layer for layer in graph.layers(gm)}
+    known = {layer.node: layer for layer in graph.layers(gm) if layer.name not in float_nodes}
     generator = torch.Generator().manual_seed(seed)
     rounded: dict[str, torch.Tensor] = {}
 

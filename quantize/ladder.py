@@ -1,0 +1,197 @@
+"""The repair ladder: rungs are climbed, cheapest first, only as far as the budget needs.
+
+Each rung is applied to what the kept ones gave, judged by simulation on the evaluation set, and
+kept only where it helps. What a rung gave is saved under the rungs that it stands on, so that
+another budget climbs further from where the last one stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from edgekit import codec
+from edgekit.errors import ConfigError
+from edgekit.files import staged_dir
+from edgekit.quantize import graph
+from edgekit.quantize.rungs import RUNGS, Rung, float_layers
+from edgekit.quantize.rungs.base import Quality, Work
+from edgekit.types import RangeKind, Recipe, RungResult
+
+#: Rungs that cost neither minutes nor device time are climbed up to this SQNR, whatever the budget:
+#: an evaluation set of some dozen samples cannot tell a drop of 0.02 from one of 0.08.
+COMFORT_DB = 30.0
+#: What a rung has to gain in dB to be kept.
+_MIN_GAIN_DB = 0.1
+#: The name under which the ladder's foot is reported.
+FOOT = "calibration"
+
+_STATE = "state.pt"
+_RESULT = "result.json"
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """A state on the ladder, without its weights."""
+
+    kind: RangeKind
+    float_nodes: tuple[str, ...]
+    added_ns: int
+    note: str
+    sqnr_db: float
+    drop: float
+    seconds: float
+
+    @property
+    def quality(self) -> Quality:
+        return Quality(self.sqnr_db, self.drop)
+
+
+def climb(
+    work: Work,
+    rungs: Sequence[Rung],
+    saved: Path,
+    *,
+    on_rung: Callable[[str], None] = lambda name: None,
+) -> tuple[tuple[str, ...], tuple[RungResult, ...]]:
+    """Climb; ``work`` is left as the kept rungs give it.
+
+    Args:
+        work: the calibrated program, without any repair.
+        rungs: in climbing order.
+        saved: folder of what was climbed before with the same program and sample sets.
+        on_rung: called with the name of each rung before it is tried.
+
+    Returns:
+        The names of the kept rungs in the order of their application, and what each gave.
+    """
+    ladder = _Ladder(work, saved)
+    on_rung(FOOT)
+    best = ladder.reach(())
+    results = [_result(FOOT, True, best)]
+    kept: tuple[Rung, ...] = ()
+    for rung in rungs:
+        if _reached(best.quality, rung, work.max_drop):
+            continue
+        on_rung(rung.name)
+        trial = _in_order((*kept, rung))
+        found = ladder.reach(trial)
+        helps = bool(found.note) and _better(found.quality, best.quality)
+        results.append(_result(rung.name, helps, found))
+        if helps:
+            kept, best = trial, found
+    ladder.reach(kept)
+    return tuple(rung.name for rung in kept), tuple(results)
+
+
+def replay(work: Work, recipe: Recipe) -> None:
+    """Do what a saved recipe says: its steps in their order, with its ranges and float layers."""
+    layers = {name for x in graph.layers(work.reference) for name in (x.name, x.output.name)}
+    work.kind = recipe.ranges
+    work.float_nodes |= frozenset(recipe.float_nodes) - layers
+    for name in recipe.steps:
+        if name == "float_layers":
+            float_layers.take(work, recipe.float_nodes)
+        elif name != "ranges":
+            RUNGS[name].apply(work)
+    if work.float_nodes != frozenset(recipe.float_nodes):
+        odd = sorted(work.float_nodes ^ frozenset(recipe.float_nodes))
+        raise ConfigError(
+            f"The saved recipe leaves other nodes in float than this program: {', '.join(odd)}.",
+            remedy="Replay it on the model that it was made for, with the same edgekit.",
+        )
+
+
+def _reached(quality: Quality, rung: Rung, max_drop: float) -> bool:
+    if rung.only_if_needed:
+        return quality.drop <= max_drop
+    return quality.drop <= max_drop and quality.sqnr_db >= COMFORT_DB
+
+
+def _better(new: Quality, old: Quality) -> bool:
+    """A lower drop counts unless the outputs moved away from float; else a clear gain in SQNR."""
+    gain = new.sqnr_db - old.sqnr_db
+    return gain >= _MIN_GAIN_DB or (new.drop < old.drop and gain >= 0)
+
+
+def _in_order(rungs: Sequence[Rung]) -> tuple[Rung, ...]:
+    return tuple(sorted(rungs, key=lambda rung: rung.stage))
+
+
+def _result(name: str, kept: bool, found: _Saved) -> RungResult:
+    return RungResult(
+        rung=name,
+        kept=kept,
+        sqnr_db=found.sqnr_db,
+        drop=found.drop,
+        seconds=round(found.seconds, 2),
+        added_ns=found.added_ns,
+        note=found.note,
+    )
+
+
+class _Ladder:
+    """Brings ``work`` into the state that some rungs give, by way of saved states."""
+
+    def __init__(self, work: Work, saved: Path) -> None:
+        self._work, self._folder = work, saved
+        self._foot = (work.kind, work.float_nodes, work.constants())
+
+    def reach(self, rungs: tuple[Rung, ...]) -> _Saved:
+        """``work`` as the rungs give it, in this order of application."""
+        found = self._load(rungs)
+        if found is not None:
+            return found
+        started = time.monotonic()
+        note = "fused patterns, per-channel weights"
+        if rungs:
+            self.reach(rungs[:-1])
+            started = time.monotonic()
+            note = rungs[-1].apply(self._work)
+        else:
+            self._stand_at_foot()
+        work = self._work
+        quality = work.judge(work)
+        made = _Saved(
+            kind=work.kind,
+            float_nodes=tuple(sorted(work.float_nodes)),
+            added_ns=work.added_ns,
+            note=note,
+            sqnr_db=quality.sqnr_db,
+            drop=quality.drop,
+            seconds=time.monotonic() - started,
+        )
+        with staged_dir(self._path(rungs)) as folder:
+            torch.save(work.constants(), folder / _STATE)
+            (folder / _RESULT).write_text(codec.to_json(made), encoding="utf-8")
+        return made
+
+    def _stand_at_foot(self) -> None:
+        self._work.kind, self._work.float_nodes, constants = self._foot
+        self._work.added_ns = 0
+        self._work.install(constants)
+
+    def _load(self, rungs: tuple[Rung, ...]) -> _Saved | None:
+        path = self._path(rungs)
+        if not (path / _RESULT).is_file():
+            return None
+        found = codec.from_json(_Saved, (path / _RESULT).read_bytes(), where=str(path))
+        self._work.kind = found.kind
+        self._work.float_nodes = frozenset(found.float_nodes)
+        self._work.added_ns = found.added_ns
+        self._work.install(torch.load(path / _STATE, weights_only=True))
+        return found
+
+    def _path(self, rungs: tuple[Rung, ...]) -> Path:
+        """Rungs that look at the budget give another state for another budget."""
+        parts: list[object] = [rung.name for rung in rungs]
+        if any(rung.only_if_needed for rung in rungs):
+            parts.append(self._work.max_drop)
+        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+        return self._folder / f"rungs-{key}"

@@ -1,0 +1,143 @@
+"""What a rung of the repair ladder is given and may change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import fx
+
+from edgekit import quality
+from edgekit.data import SampleSet
+from edgekit.quantize import graph
+from edgekit.quantize.prepare import flatten
+from edgekit.quantize.ranges import Range
+from edgekit.quantize.simulate import Grid, activation_grids, simulate
+from edgekit.types import Metric, RangeKind
+
+#: Samples that are simulated at once.
+_CHUNK = 8
+#: A set is judged on at most so many samples, spread evenly over it.
+MAX_JUDGED = 256
+
+Sample = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Of the worst output: SQNR in dB, and the drop (0..1) by the metric of the evaluation set."""
+
+    sqnr_db: float
+    drop: float
+
+
+class Judge(Protocol):
+    """Simulates the quantized program on the evaluation set."""
+
+    def __call__(self, work: Work, limit: int = MAX_JUDGED) -> Quality: ...
+
+
+@dataclass
+class Work:
+    """A quantized program in the making.
+
+    ``reference`` is the float program and stays as it is. ``program`` is the same graph, whose
+    weights and biases rungs replace; ``ranges`` are those of the calibration, of which ``kind`` is
+    in use; ``float_nodes`` are nodes that no runtime may quantize. ``calibration`` gives so many
+    samples spread over the set, ``training`` are the user's training samples, if there are any;
+    ``judge`` measures; ``max_drop`` is the budget. ``notes`` is a folder for what is worth keeping
+    between runs, whatever their budget. ``added_ns`` is what float layers cost one inference on
+    this host.
+    """
+
+    reference: fx.GraphModule
+    program: fx.GraphModule
+    ranges: Mapping[str, Range]
+    kind: RangeKind
+    dtype: str
+    float_nodes: frozenset[str]
+    calibration: Callable[[int], list[Sample]]
+    judge: Judge
+    max_drop: float
+    notes: Path
+    training: list[Sample] | None = None
+    added_ns: int = 0
+    on_layer: Callable[[], None] = field(default=lambda: None)
+
+    @property
+    def grids(self) -> dict[str, Grid]:
+        """The activation grids in force, by node name."""
+        return activation_grids(
+            self.reference,
+            self.ranges,
+            self.kind,
+            dtype=self.dtype,
+            float_nodes=self.float_nodes,
+        )
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        """The weights and biases of all layers, by name."""
+        names = {name for x in graph.layers(self.program) for name in (x.weight, x.bias) if name}
+        return {name: graph.attribute(self.program, name).clone() for name in names}
+
+    def install(self, constants: Mapping[str, torch.Tensor]) -> None:
+        """Put weights and biases in place."""
+        for name, value in constants.items():
+            graph.set_attribute(self.program, name, value)
+
+
+class SimulatedJudge:
+    """Judges by simulation; what the float program gives is computed once."""
+
+    def __init__(self, reference: fx.GraphModule, choose: SampleSet, metric: Metric | None) -> None:
+        self._choose = choose
+        self._kept = spread(choose.n, MAX_JUDGED)
+        chunks = [
+            [list(flatten(reference(*sample))) for sample in chunk]
+            for chunk in self._chunks(self._kept)
+        ]
+        self._float = _stacks([values for chunk in chunks for values in chunk])
+        labels = None if choose.labels is None else np.asarray(choose.labels)[self._kept]
+        self._labels = labels
+        self.metric: Metric = metric or quality.pick_metric(labels, self._float)
+
+    def __call__(self, work: Work, limit: int = MAX_JUDGED) -> Quality:
+        positions = spread(len(self._kept), limit)
+        grids, given = work.grids, []
+        for chunk in self._chunks([self._kept[i] for i in positions]):
+            given += simulate(work.program, chunk, grids, work.float_nodes)
+        outputs = _stacks(given)
+        wanted = [stack[positions] for stack in self._float]
+        labels = None if self._labels is None else self._labels[positions]
+        return Quality(
+            sqnr_db=min(
+                quality.sqnr_db(a, b)
+                for a, b in zip(wanted, outputs, strict=True)
+                if a.dtype.kind == "f"
+            ),
+            drop=quality.metric_drop(self.metric, wanted, outputs, labels),
+        )
+
+    def _chunks(self, indices: Sequence[int]) -> Iterator[list[Sample]]:
+        for start in range(0, len(indices), _CHUNK):
+            with torch.inference_mode():
+                yield [sample_at(self._choose, i) for i in indices[start : start + _CHUNK]]
+
+
+def spread(count: int, limit: int) -> list[int]:
+    """At most ``limit`` of so many positions, evenly spread."""
+    taken = min(count, limit)
+    return [index * count // taken for index in range(taken)]
+
+
+def sample_at(source: SampleSet, index: int) -> Sample:
+    """The inputs of one sample, with batch dimension."""
+    return tuple(torch.from_numpy(np.array(array[index])) for array in source.inputs)
+
+
+def _stacks(values: Sequence[Sequence[torch.Tensor]]) -> list[np.ndarray]:
+    return [np.stack([v.detach().numpy() for v in column]) for column in zip(*values, strict=True)]

@@ -1,0 +1,51 @@
+"""Which variants of an INT8 artifact are worth trying, by runtime. Data only.
+
+A variant is a set of rewrites of the program, and of operators that stay float. What is fast on one
+machine may be slow on another, so the variants that are valid and accurate are all put into the
+bundle, and the device times them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Variant:
+    """``rewrites`` are names of :data:`edgekit.quantize.rewrites.REWRITES`; ``float_ops`` are
+    operators as ``str(node.target)`` gives them; ``schemes`` are those of
+    :attr:`edgekit.types.Recipe.scheme` that it makes sense for."""
+
+    name: str
+    rewrites: tuple[str, ...] = ()
+    float_ops: tuple[str, ...] = ()
+    schemes: tuple[str, ...] = ("static",)
+
+
+BASE = Variant("", schemes=("float", "static", "dynamic", "weight_only"))
+
+_BY_RUNTIME: dict[str, tuple[Variant, ...]] = {}
+
+
+def variants(
+    runtime: str, scheme: str, applicable: Collection[str], ops: Collection[str]
+) -> tuple[Variant, ...]:
+    """The variants to make, the plain one first; those that would change nothing are left out.
+
+    Args:
+        runtime: name of the runtime.
+        scheme: the recipe's.
+        applicable: names of the rewrites that change something in the program.
+        ops: the operators that occur in it.
+    """
+    found: dict[tuple[tuple[str, ...], ...], Variant] = {((), ()): BASE}
+    for variant in _BY_RUNTIME.get(runtime, ()):
+        if scheme not in variant.schemes:
+            continue
+        effect = (
+            tuple(name for name in variant.rewrites if name in applicable),
+            tuple(op for op in variant.float_ops if op in ops),
+        )
+        found.setdefault(effect, Variant(variant.name, *effect, variant.schemes))
+    return tuple(found.values())

@@ -1,0 +1,238 @@
+"""The repair ladder: climbed in order, only as far as needed, and found again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgekit.data import SampleSet, load_samples
+from edgekit.quantize import graph
+from edgekit.quantize.calibrate import calibrate
+from edgekit.quantize.ladder import FOOT, climb, replay
+from edgekit.quantize.prepare import as_module, export_program, prepare
+from edgekit.quantize.recipes import RECIPES
+from edgekit.quantize.rungs import RUNGS
+from edgekit.quantize.rungs.base import SimulatedJudge, Work, sample_at, spread
+from edgekit.quantize.simulate import round_weight
+from edgekit.types import RungResult, TensorSpec
+from tests.quantize.nets import Residual, build, image_inputs
+
+#: No drop is below it, so that every rung is climbed.
+NEVER_ENOUGH = -1.0
+FREE = ("bias_correction", "hessian_rounding", "ranges")
+
+
+@pytest.fixture(scope="module")
+def exported() -> torch.export.ExportedProgram:
+    inputs = (torch.zeros(1, 3, 32, 32),)
+    return prepare(export_program(build(Residual), inputs), inputs)[0]
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SampleSet]:
+    folder = tmp_path_factory.mktemp("sets")
+    specs = (TensorSpec("x", (1, 3, 32, 32), "float32"),)
+    found = {}
+    for seed, role in enumerate(("calibration", "choose")):
+        np.savez(folder / f"{role}.npz", x=image_inputs(24, seed))
+        found[role] = load_samples(
+            str(folder / f"{role}.npz"), specs, None, base=folder, cache=folder / "cache"
+        )
+    return found
+
+
+def make_work(
+    exported: torch.export.ExportedProgram,
+    sets: dict[str, SampleSet],
+    folder: Path,
+    max_drop: float = NEVER_ENOUGH,
+) -> Work:
+    reference = as_module(exported)
+    calibration = sets["calibration"]
+
+    def samples(limit: int) -> list[tuple[torch.Tensor, ...]]:
+        return [sample_at(calibration, i) for i in spread(calibration.n, limit)]
+
+    return Work(
+        reference=reference,
+        program=as_module(torch.export.export(reference, (torch.zeros(1, 3, 32, 32),))),
+        ranges=calibrate(reference, lambda: samples(calibration.n)),
+        kind="minmax",
+        dtype="int8",
+        float_nodes=frozenset(),
+        calibration=samples,
+        judge=SimulatedJudge(reference, sets["choose"], "agreement"),
+        max_drop=max_drop,
+        notes=folder,
+    )
+
+
+def rungs(*names: str) -> list:  # type: ignore[type-arg]
+    return [RUNGS[name] for name in names]
+
+
+def test_every_kept_rung_gains_and_the_rest_is_undone(
+    exported: torch.export.ExportedProgram, sets: dict[str, SampleSet], tmp_path: Path
+) -> None:
+    work = make_work(exported, sets, tmp_path)
+    steps, results = climb(work, rungs(*RUNGS), tmp_path)
+    assert [r.rung for r in results][:4] == [FOOT, *FREE]
+    best = results[0]
+    for result in results[1:]:
+        if result.kept:
+            assert result.sqnr_db >= best.sqnr_db + 0.1 or result.drop < best.drop
+            best = result
+    kept = {r.rung for r in results if r.kept} - {FOOT}
+    assert set(steps) == kept != set()
+    left = work.judge(work)
+    assert (left.sqnr_db, left.drop) == (best.sqnr_db, best.drop), "left as the best state gives it"
+
+
+def test_a_rung_leaves_those_below_intact(
+    exported: torch.export.ExportedProgram, sets: dict[str, SampleSet], tmp_path: Path
+) -> None:
+    work = make_work(exported, sets, tmp_path)
+    RUNGS["hessian_rounding"].apply(work)
+    rounded = work.constants()
+    RUNGS["bias_correction"].apply(work)
+    after = work.constants()
+    for layer in graph.layers(work.program):
+        assert layer.bias is not None
+        assert torch.equal(rounded[layer.weight], after[layer.weight]), "weights stay on the grid"
+        assert torch.allclose(
+            round_weight(after[layer.weight], layer.channel_axis), after[layer.weight], atol=1e-7
+        )
+        assert not torch.equal(rounded[layer.bias], after[layer.bias]), "biases were corrected"
+
+
+def test_the_order_of_application_is_not_that_of_climbing(
+    exported: torch.export.ExportedProgram, sets: dict[str, SampleSet], tmp_path: Path
+) -> None:
+    """Biases are corrected after the weights were rounded, whichever was tried first."""
+    work = make_work(exported, sets, tmp_path)
+    steps, _ = climb(work, rungs("bias_correction", "hessian_rounding"), tmp_path)
+    assert steps == ("hessian_rounding", "bias_correction")
+    again = make_work(exported, sets, tmp_path)
+    replay(again, dataclasses.replace(RECIPES["static_wi8_ai8"], steps=steps, ranges="minmax"))
+    for name, value in work.constants().items():
+        assert torch.equal(value, again.constants()[name])
+
+
+def test_a_kept_budget_needs_no_costly_rung(
+    exported: torch.export.ExportedProgram, sets: dict[str, SampleSet], tmp_path: Path
+) -> None:
+    _, results = climb(make_work(exported, sets, tmp_path, max_drop=0.9), rungs(*RUNGS), tmp_path)
+    assert {r.rung for r in results} <= {FOOT, *FREE}
+
+
+def test_another_budget_uses_what_was_climbed(
+    exported: torch.export.ExportedProgram,
+    sets: dict[str, SampleSet],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loose = make_work(exported, sets, tmp_path, max_drop=-0.5)
+    _, first = climb(loose, rungs(*FREE), tmp_path)
+    tight = make_work(exported, sets, tmp_path)
+
+    def judge_again(work: Work, limit: int = 0) -> None:
+        raise AssertionError("judged again")
+
+    tight.judge = judge_again  # type: ignore[assignment]
+    _, second = climb(tight, rungs(*FREE), tmp_path)
+    assert second == first
+    for name, value in loose.constants().items():
+        assert torch.equal(value, tight.constants()[name])
+
+
+def test_a_cut_leaves_whole_rungs_only(
+    exported: torch.export.ExportedProgram, sets: dict[str, SampleSet], tmp_path: Path
+) -> None:
+    work = make_work(exported, sets, tmp_path)
+    judge, calls = work.judge, []
+
+    def cut(work: Work, limit: int = 256) -> object:
+        calls.append(limit)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return judge(work, limit)
+
+    work.judge = cut  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        climb(work, rungs("bias_correction"), tmp_path)
+    assert len(list(tmp_path.glob("rungs-*"))) == 1, "the foot, and no half rung"
+    fresh = make_work(exported, sets, tmp_path)
+    _, resumed = climb(fresh, rungs("bias_correction"), tmp_path)
+    _, clean = climb(make_work(exported, sets, tmp_path), rungs("bias_correction"), tmp_path / "x")
+    assert [strip(r) for r in resumed] == [strip(r) for r in clean]
+
+
+def test_every_rung_replayed_gives_the_same_weights(
+    exported: torch.export.ExportedProgram, sets: dict[str, SampleSet], tmp_path: Path
+) -> None:
+    work = make_work(exported, sets, tmp_path)
+    steps, _ = climb(work, rungs(*FREE, "float_layers"), tmp_path)
+    assert "float_layers" in steps and work.float_nodes
+    recipe = dataclasses.replace(
+        RECIPES["static_wi8_ai8"],
+        steps=steps,
+        ranges=work.kind,
+        float_nodes=tuple(sorted(work.float_nodes)),
+    )
+    again = make_work(exported, sets, tmp_path)
+    replay(again, recipe)
+    assert (again.kind, again.float_nodes) == (work.kind, work.float_nodes)
+    for name, value in work.constants().items():
+        assert torch.equal(value, again.constants()[name]), name
+
+
+def strip(result: RungResult) -> RungResult:
+    return dataclasses.replace(result, seconds=0.0)
+
+
+def test_float_layers_gain_and_are_the_worth_their_cost(
+    exported: torch.export.ExportedProgram, sets: dict[str, SampleSet], tmp_path: Path
+) -> None:
+    work = make_work(exported, sets, tmp_path)
+    RUNGS["hessian_rounding"].apply(work)
+    before = work.judge(work)
+    assert RUNGS["float_layers"].apply(work)
+    gains = json.loads((tmp_path / "sensitivities.json").read_text())["gains"]
+    (layer,) = (x for x in graph.layers(work.reference) if x.name in work.float_nodes)
+    assert gains[layer.name] > 0
+    assert work.judge(work).sqnr_db > before.sqnr_db
+    assert work.added_ns > 0
+    original = graph.attribute(work.reference, layer.weight)
+    assert torch.equal(work.constants()[layer.weight], original), "its weights are float again"
+
+
+def test_learned_rounding_stays_on_the_grid_and_beats_nearest(
+    exported: torch.export.ExportedProgram, sets: dict[str, SampleSet], tmp_path: Path
+) -> None:
+    work = make_work(exported, sets, tmp_path)
+    before, old = work.judge(work), work.constants()
+    assert RUNGS["adaptive_rounding"].apply(work)
+    new = work.constants()
+    for layer in graph.layers(work.program):
+        rounded = round_weight(new[layer.weight], layer.channel_axis)
+        assert torch.allclose(rounded, new[layer.weight], atol=1e-6)
+        assert layer.bias is not None
+        assert torch.equal(new[layer.bias], old[layer.bias])
+    assert work.judge(work).sqnr_db > before.sqnr_db
+
+
+def test_a_short_training_brings_the_outputs_closer(
+    exported: torch.export.ExportedProgram, sets: dict[str, SampleSet], tmp_path: Path
+) -> None:
+    work = make_work(exported, sets, tmp_path)
+    before = work.judge(work)
+    assert RUNGS["quantization_aware_training"].apply(work) == "", "nothing to learn from"
+    assert work.judge(work) == before
+    work.training = work.calibration(16)
+    assert RUNGS["quantization_aware_training"].apply(work)
+    assert work.judge(work).sqnr_db > before.sqnr_db + 1
