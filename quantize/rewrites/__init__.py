@@ -50,10 +50,14 @@ def apply(gm: fx.GraphModule, names: Iterable[str]) -> dict[str, int]:
     Raises:
         ConfigError: there is no rewrite of that name.
     """
+    from edgekit.quantize.rewrites.edit import forget_strides
+
     changed = {}
     for name in names:
         changed[name] = _load(name)(gm)
         gm.graph.eliminate_dead_code()
+    if any(changed.values()):
+        forget_strides(gm)
     gm.graph.lint()
     gm.recompile()
     return changed

@@ -90,6 +90,16 @@ def copy_graph(gm: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(gm, copy.deepcopy(gm.graph))
 
 
+def forget_strides(gm: fx.GraphModule) -> None:
+    """Views become reshapes, which hold for values that lie otherwise in memory than before.
+
+    Attention, for one, returns its result in the layout of its query.
+    """
+    for node in gm.graph.nodes:
+        if node.target == graph.ATEN.view.default:
+            node.target = graph.ATEN.reshape.default
+
+
 def _set_constant(
     gm: fx.GraphModule, node: fx.Node, index: int, kind: str, value: torch.Tensor
 ) -> None:

@@ -75,6 +75,20 @@ def test_a_query_without_any_key_gets_the_mean_of_the_values() -> None:
     assert torch.allclose(after[0, 0, 1], inputs[2].mean(2)[0, 0], atol=1e-6)
 
 
+def test_a_view_of_the_result_holds_whatever_its_layout() -> None:
+    class SelfAttention(nn.MultiheadAttention):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return super().forward(x, x, x, need_weights=False)[0]
+
+    torch.manual_seed(0)
+    x = torch.randn(1, 5, 8)
+    gm = program(SelfAttention(8, 2, batch_first=True), x)
+    assert ATEN.view.default in targets(gm)
+    count, _, db = rewritten(gm, "decompose_attention", x)
+    assert count == 1
+    assert db > 100
+
+
 def test_the_scale_goes_on_into_the_projection() -> None:
     class Projected(nn.Module):
         def __init__(self) -> None:
