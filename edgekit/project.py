@@ -19,6 +19,7 @@ from edgekit.types import Budget, Target
 if TYPE_CHECKING:
     from edgekit.bundle import Bundle
     from edgekit.pipeline import DeployOutcome, QuantizeOutcome, RunOutcome
+    from edgekit.pipeline.checking import CheckOutcome
     from edgekit.progress import Progress
     from edgekit.results import RunRecord
 
@@ -54,6 +55,21 @@ class Project:
     def config(self) -> ProjectConfig:
         """All settings, checked; frozen."""
         return self._config
+
+    def check(self, *, progress: Progress | None = None) -> CheckOutcome:
+        """Ask every runtime about every operator of the model, before anything is exported.
+
+        Returns:
+            the operators with their modules and source lines, and each runtime's verdicts;
+            ``converts`` says whether all of them convert everywhere.
+
+        Raises:
+            UsageError: the model cannot be loaded or exported.
+            WorkerCrashed: loading the model died.
+        """
+        from edgekit.pipeline import checking
+
+        return checking.check(self._config, progress=progress)
 
     def quantize(self, *, progress: Progress | None = None) -> QuantizeOutcome:
         """Make the float and INT8 artifacts; what did not change is not made again.

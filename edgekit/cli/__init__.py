@@ -12,6 +12,7 @@ from collections.abc import Sequence
 COMMANDS: dict[str, str] = {
     "init": "Write a commented edgekit.toml that runs.",
     "doctor": "Say which runtimes and exporters work here, and what to install.",
+    "check": "Say which operators of a model each runtime takes, before anything is exported.",
     "quantize": "Make float and INT8 artifacts of a model for several runtimes, in one bundle.",
     "inspect": "Open a bundle or a model file and say what it really contains.",
     "deploy": "Push a bundle to a device, measure it there, choose and activate the best.",
