@@ -38,12 +38,12 @@ _RESULT = "result.json"
 
 @dataclass(frozen=True)
 class _Saved:
-    """A state on the ladder, without its weights."""
+    """A state on the ladder, without its weights; ``notes`` are by rung."""
 
     kind: RangeKind
     float_nodes: tuple[str, ...]
     added_ns: int
-    note: str
+    notes: dict[str, str]
     sqnr_db: float
     drop: float
     seconds: float
@@ -82,7 +82,7 @@ def climb(
         on_rung(rung.name)
         trial = _in_order((*kept, rung))
         found = ladder.reach(trial)
-        helps = bool(found.note) and _better(found.quality, best.quality)
+        helps = bool(found.notes[rung.name]) and _better(found.quality, best.quality)
         results.append(_result(rung.name, helps, found))
         if helps:
             kept, best = trial, found
@@ -132,7 +132,7 @@ def _result(name: str, kept: bool, found: _Saved) -> RungResult:
         drop=found.drop,
         seconds=round(found.seconds, 2),
         added_ns=found.added_ns,
-        note=found.note,
+        note=found.notes[name],
     )
 
 
@@ -149,12 +149,11 @@ class _Ladder:
         if found is not None:
             return found
         started = time.monotonic()
-        note = "fused patterns, per-channel weights"
         if rungs:
-            self.reach(rungs[:-1])
-            started = time.monotonic()
-            note = rungs[-1].apply(self._work)
+            notes = dict(self.reach(rungs[:-1]).notes)
+            notes[rungs[-1].name] = rungs[-1].apply(self._work)
         else:
+            notes = {FOOT: "fused patterns, per-channel weights"}
             self._stand_at_foot()
         work = self._work
         quality = work.judge(work)
@@ -162,7 +161,7 @@ class _Ladder:
             kind=work.kind,
             float_nodes=tuple(sorted(work.float_nodes)),
             added_ns=work.added_ns,
-            note=note,
+            notes=notes,
             sqnr_db=quality.sqnr_db,
             drop=quality.drop,
             seconds=time.monotonic() - started,

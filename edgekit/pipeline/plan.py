@@ -177,9 +177,8 @@ class Planner:
                 if repairs.setdefault(after, repair) != repair:
                     after = f"{after} {runtime}"
                     repairs[after] = repair
-                if load_result(RepairResult, repair) is None and after not in {
-                    j.name for j in jobs
-                }:
+                known = {job.name for job in jobs}
+                if after not in known and load_result(RepairResult, repair) is None:
                     jobs.append(replace(job, name=after))
             export = step("export", *parts, runtime)
             name = "-".join(

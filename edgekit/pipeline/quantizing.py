@@ -146,7 +146,7 @@ class _Quantizing:
                 stage.advance(note=outcome.job.name)
                 if outcome.error is None:
                     return
-                if outcome.job.name.partition(" ")[0] not in _CANDIDATE_JOBS:
+                if not _concerns_one(outcome.job.name):
                     # The float reference or the calibration: nothing can be made without them.
                     raise outcome.error
                 failures[outcome.job.name] = outcome.error
@@ -154,6 +154,12 @@ class _Quantizing:
 
             run_many(jobs, max_workers=os.cpu_count() or 1, on_done=on_done)
         return failures
+
+
+def _concerns_one(job: str) -> bool:
+    """Whether a job makes one candidate, or repairs one variant: the others can do without."""
+    kind, *rest = job.split()
+    return kind in _CANDIDATE_JOBS or (kind == "repair" and len(rest) > 1)
 
 
 def _check_settings(project: ProjectConfig) -> None:
