@@ -24,10 +24,11 @@ Group = Literal["runtimes", "sources", "targets"]
 class RuntimeEntry:
     """One runtime: how its files are made, opened and run.
 
-    ``exporter`` and ``inspector`` are ``module:function``; ``runner`` is the name of the program in
-    ``targets/agent``; ``extra`` is the pip extra that brings ``packages``, the import names that
-    exporting needs; ``extension`` starts with a dot. ``legacy`` marks a format that upstream has
-    deprecated.
+    ``exporter``, ``inspector`` and ``checker`` are ``module:function``; ``runner`` is the name of
+    the program in ``targets/agent``; ``extra`` is the pip extra that brings ``packages``, the
+    import names that exporting needs; ``extension`` starts with a dot. ``legacy`` marks a format
+    that upstream has deprecated. ``recipes`` are the names of those that its exporter makes: the
+    others are not planned for it.
     """
 
     extra: str
@@ -38,6 +39,9 @@ class RuntimeEntry:
     label: str
     packages: tuple[str, ...] = ()
     legacy: bool = False
+    recipes: tuple[str, ...] = ("fp32", "static_wi8_ai8")
+    checker: str = ""
+    debugger: str = ""
 
 
 RUNTIMES: dict[str, RuntimeEntry] = {
@@ -46,37 +50,55 @@ RUNTIMES: dict[str, RuntimeEntry] = {
         extension=".pte",
         exporter="edgekit.quantize.to_executorch:export",
         inspector="edgekit.quantize.inspect_executorch:inspect",
+        checker="edgekit.quantize.check_executorch:check",
+        debugger="edgekit.quantize.debug_executorch:open_reader",
         runner="executorch_runner",
         label="ExecuTorch",
         packages=("torch", "torchao", "executorch.exir"),
+        recipes=("fp32", "static_wi8_ai8", "dynamic_wi8_afp32"),
     ),
     "tflite": RuntimeEntry(
         extra="tflite",
         extension=".tflite",
         exporter="edgekit.quantize.to_tflite:export",
         inspector="edgekit.quantize.inspect_tflite:inspect",
+        checker="edgekit.quantize.check_tflite:check",
+        debugger="edgekit.quantize.debug_tflite:open_reader",
         runner="run_tflite",
         label="TFLite (LiteRT)",
         packages=("torch", "litert_torch", "ai_edge_quantizer", "ai_edge_litert"),
+        recipes=(
+            "fp32",
+            "static_wi8_ai8",
+            "static_wi8_ai16",
+            "dynamic_wi8_afp32",
+            "weight_only_wi8_afp32",
+        ),
     ),
     "onnx": RuntimeEntry(
         extra="onnx",
         extension=".onnx",
         exporter="edgekit.quantize.to_onnx:export",
         inspector="edgekit.quantize.inspect_onnx:inspect",
+        checker="edgekit.quantize.check_onnx:check",
+        debugger="edgekit.quantize.debug_onnx:open_reader",
         runner="run_onnx",
         label="ONNX Runtime",
         packages=("torch", "onnx", "onnxscript", "onnxruntime"),
+        recipes=("fp32", "static_wi8_ai8", "dynamic_wi8_afp32", "weight_only_wi8_afp32"),
     ),
     "torchscript": RuntimeEntry(
         extra="torchscript",
         extension=".pt",
         exporter="edgekit.quantize.to_torchscript:export",
         inspector="edgekit.quantize.inspect_torchscript:inspect",
+        checker="edgekit.quantize.check_torchscript:check",
+        debugger="edgekit.quantize.debug_torchscript:open_reader",
         runner="run_torchscript",
         label="torchscript (legacy)",
         packages=("torch", "torchao"),
         legacy=True,
+        recipes=("fp32", "static_wi8_ai8", "dynamic_wi8_afp32"),
     ),
 }
 
@@ -92,7 +114,23 @@ TRANSPORTS: dict[str, str] = {
     "ssh": "edgekit.targets.ssh:SshTransport",
 }
 
-RECIPES: tuple[str, ...] = ("fp32", "static_wi8_ai8")
+RECIPES: tuple[str, ...] = (
+    "fp32",
+    "static_wi8_ai8",
+    "static_wi8_ai16",
+    "dynamic_wi8_afp32",
+    "weight_only_wi8_afp32",
+)
+
+#: In climbing order.
+RUNGS: tuple[str, ...] = (
+    "bias_correction",
+    "hessian_rounding",
+    "ranges",
+    "adaptive_rounding",
+    "float_layers",
+    "quantization_aware_training",
+)
 
 
 @functools.cache

@@ -28,9 +28,10 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 class ExportRequest:
     """One artifact to be made.
 
-    ``program`` is the ``.pt2`` file to convert (for INT8: with corrected weights and biases);
-    ``ranges`` the JSON file of activation ranges and ``calibration`` the folder of the calibration
-    set (see :func:`edgekit.data.open_samples`), both for INT8 only; ``out`` the file to write.
+    ``program`` is the ``.pt2`` file to convert (for INT8: with corrected weights and biases), whose
+    nodes ``recipe.float_nodes`` names; ``ranges`` the JSON file of activation ranges and
+    ``calibration`` the folder of the calibration set (see :func:`edgekit.data.open_samples`), both
+    for static recipes only; ``out`` the file to write.
     """
 
     runtime: str
@@ -77,9 +78,15 @@ def export(request: ExportRequest) -> dict[str, str]:
 
     Raises:
         MissingExtra: the runtime's packages are not installed.
-        ExportFailed: the conversion failed or wrote nothing; what a converter raised is printed.
+        ExportFailed: the runtime has no such recipe, or the conversion failed or wrote nothing;
+            what a converter raised is printed.
     """
     entry = registry.runtimes()[request.runtime]
+    if request.recipe.name not in entry.recipes:
+        raise ExportFailed(
+            f"{entry.label} has no {request.recipe.name}.",
+            remedy=f"Its recipes: {', '.join(entry.recipes)}.",
+        )
     try:
         exporter: Exporter = registry.load_object(entry.exporter)
     except ModuleNotFoundError as error:

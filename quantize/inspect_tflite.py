@@ -80,16 +80,16 @@ def inspect(path: Path) -> Inspection:
         UsageError: the file is damaged or not a TFLite model.
         MissingExtra: ai_edge_litert is not installed.
     """
-    types, builtins = _schema_names()
+    types, builtins = schema_names()
     try:
-        graph = _Graph(memoryview(path.read_bytes()), types, builtins)
+        graph = Graph(memoryview(path.read_bytes()), types, builtins)
         counted = [graph.mac_op(i) for i in range(len(graph.names))]
     except fb.Damaged as error:
         raise unreadable(path, _LABEL, error) from error
     notes: list[str] = []
     inside: set[int] | None
     try:
-        inside = _delegated(path, len(graph.names))
+        inside = delegated(path, len(graph.names))
         notes.append(
             f"partitions as LiteRT {metadata.version('ai-edge-litert')} makes them on "
             f"{platform.machine()}; the device's version decides there"
@@ -106,8 +106,8 @@ def inspect(path: Path) -> Inspection:
         if inside is not None and index not in inside:
             outside[name] += 1
         if op is not None:
-            delegated = None if inside is None else index in inside
-            macs.append(MacOp(op.op, op.macs, op.arithmetic, delegated))
+            taken = None if inside is None else index in inside
+            macs.append(MacOp(op.op, op.macs, op.arithmetic, taken))
     notes.append(size_note(path, {f"{kind} constants": n for kind, n in graph.weights.items()}))
     ops = Counter(graph.names)
     return summarise(
@@ -122,7 +122,7 @@ def inspect(path: Path) -> Inspection:
     )
 
 
-class _Graph:
+class Graph:
     """The main subgraph, with names instead of numbers. Raises Damaged."""
 
     def __init__(self, data: memoryview, types: dict[int, str], builtins: dict[int, str]) -> None:
@@ -180,6 +180,8 @@ class _Graph:
         activation, weight = self.types[x], self.types[w]
         if activation in _EIGHT_BIT and weight in _EIGHT_BIT:
             return "static"
+        if activation == "INT16" and weight in _EIGHT_BIT:
+            return "wide"
         if activation == "FLOAT32" and weight in _EIGHT_BIT:
             # The "hybrid" kernels quantize the activation, then multiply integers.
             return "dynamic"
@@ -231,7 +233,7 @@ def _buffer_bytes(buffer: _Buffer, total: int) -> int:
     return len(buffer.data)
 
 
-def _delegated(path: Path, count: int) -> set[int]:
+def delegated(path: Path, count: int) -> set[int]:
     """Which of the ``count`` operators run inside XNNPACK partitions, by index.
 
     The interpreter keeps the original operators in its list and appends one DELEGATE entry per
@@ -263,7 +265,7 @@ def _delegated(path: Path, count: int) -> set[int]:
     return inside
 
 
-def _schema_names() -> tuple[dict[int, str], dict[int, str]]:
+def schema_names() -> tuple[dict[int, str], dict[int, str]]:
     """Names of tensor types and builtin operators, from the schema bundled with LiteRT."""
     try:
         from ai_edge_litert import schema_py_generated as schema

@@ -18,21 +18,26 @@ from typing import Literal
 from edgekit.errors import UsageError
 from edgekit.types import Inspection, OpCount
 
-Arithmetic = Literal["float", "static", "dynamic", "weight_only", "unfused", "other"]
+Arithmetic = Literal["float", "static", "dynamic", "weight_only", "wide", "unfused", "other"]
 
 _EXPLAIN: Mapping[Arithmetic, str] = {
     "dynamic": "quantize their activations at run time (dynamic quantization)",
     "weight_only": "have int8 weights that are turned back to float (weight-only quantization)",
+    "wide": "have int8 weights and int16 activations",
     "unfused": "are quantized in the file, but this runtime computes them in float",
     "other": "use other integer widths than 8 bit",
 }
 
+#: All that read int8 weights, whatever they do with them.
+_INT8_WEIGHTS: tuple[Arithmetic, ...] = ("static", "dynamic", "weight_only", "wide", "unfused")
 
 # A whole word of the name: upsample_bilinear2d multiplies no matrices, _trilinear does.
 _MULTIPLIES = re.compile(
     r"(?:^|_)(?:conv(?:olution)?(?:[123]d)?|linear|bilinear|trilinear|(?:int|b|add|addb|baddb)?mm|"
     r"(?:add)?mv|matmul|tensordot|einsum|attention|sdpa|lstm|gru|rnn)(?:_|$)"
 )
+#: How the note about the size begins.
+SIZE_NOTE = "bytes by part: "
 _PACKING = ("_prepack", "_unpack", "_weight")
 
 
@@ -42,8 +47,9 @@ class MacOp:
 
     ``static``: both operands are int8 tensors with scales fixed in the file. ``dynamic``: int8
     weights, activations quantized when they arrive. ``weight_only``: int8 weights, float
-    arithmetic. ``unfused``: quantize-dequantize pairs around a float operator. ``other``: 4 or 16
-    bits. ``delegated`` is None where it cannot be told or where the runtime has no delegate.
+    arithmetic. ``wide``: int8 weights, int16 activations. ``unfused``: quantize-dequantize pairs
+    around a float operator. ``other``: other widths. ``delegated`` is None where it cannot be told
+    or where the runtime has no delegate.
     """
 
     op: str
@@ -98,6 +104,7 @@ def summarise(
         int8_mac_share=(by_arithmetic["static"] + by_arithmetic["dynamic"]) / total,
         delegated_share=delegated / total if known else None,
         dynamic_mac_share=by_arithmetic["dynamic"] / total,
+        int8_weight_mac_share=sum(by_arithmetic[kind] for kind in _INT8_WEIGHTS) / total,
         outside_ops=op_counts(outside),
         transposes=transposes,
         macs=total,
@@ -141,7 +148,7 @@ def size_note(path: Path, parts: Mapping[str, int]) -> str:
     rest = total - sum(parts.values())
     if rest > 0:
         named.append(f"structure {rest}")
-    return f"bytes by part: {', '.join(named)}"
+    return f"{SIZE_NOTE}{', '.join(named)}"
 
 
 def unreadable(path: Path, label: str, why: object) -> UsageError:

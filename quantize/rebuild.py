@@ -9,7 +9,7 @@ in float. What is computed from constants alone is computed here, as FX tracing 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -23,11 +23,11 @@ from edgekit.quantize.graph import ATEN
 Build = Callable[[fx.GraphModule, fx.Node], nn.Module]
 
 
-def to_modules(gm: fx.GraphModule) -> fx.GraphModule:
+def to_modules(gm: fx.GraphModule, float_nodes: Collection[str] = ()) -> fx.GraphModule:
     """Rebuild an ATen graph module; a clamp that runtimes fuse into its layer becomes ``nn.ReLU``.
 
     The caller has to see to it that a fused ReLU6 still clamps: its int8 range ends where the
-    clamp does.
+    clamp does. ``float_nodes`` stay ATen calls, whatever they are, which FX leaves in float.
 
     Raises:
         ExportFailed: an operator is called with an argument that its counterpart does not take.
@@ -51,6 +51,8 @@ def to_modules(gm: fx.GraphModule) -> fx.GraphModule:
             result = fx.node.map_arg(node.args[0], load)
             single = isinstance(result, (tuple, list)) and len(result) == 1
             rebuilt.output(result[0] if single else result)
+        elif node.name in float_nodes and node not in constants:
+            nodes[node] = rebuilt.node_copy(node, load)
         elif node.op == "call_function" and node not in constants:
             module = nn.ReLU() if node in fused else _module(gm, node)
             if module is not None:

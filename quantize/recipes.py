@@ -34,5 +34,13 @@ RECIPES = {
     )
 }
 
-#: What an artifact of a recipe must hold, as a share of its multiply-accumulates in int8.
-MIN_INT8_MAC_SHARE = {"static_wi8_ai8": 0.95}
+#: What an artifact must hold of the multiply-accumulates that its recipe quantizes
+#: (:func:`edgekit.quantize.promise.promised_share`): in int8 or, with float or int16 activations,
+#: with int8 weights. Dynamic INT8 promises every linear layer, for which converters may count a
+#: little differently.
+MIN_INT8_MAC_SHARE = {
+    "static_wi8_ai8": 0.95,
+    "static_wi8_ai16": 0.95,
+    "dynamic_wi8_afp32": 0.98,
+    "weight_only_wi8_afp32": 0.95,
+}

@@ -1,8 +1,8 @@
-"""ONNX Runtime: ``.onnx`` files, INT8 in QDQ form by onnxruntime's own quantizer.
+"""ONNX Runtime: ``.onnx`` files, INT8 by onnxruntime's own quantizers.
 
-The exporter names values after the nodes of the prepared program, so that they take the ranges of
-edgekit's calibration. For values that the converter invented, onnxruntime finds the extremes over
-the whole calibration set.
+Static INT8 is in QDQ form: the exporter names values after the nodes of the prepared program, so
+that they take the ranges of edgekit's calibration. For values that the converter invented,
+onnxruntime finds the extremes over the whole calibration set.
 """
 
 from __future__ import annotations
@@ -20,22 +20,24 @@ from onnxruntime.quantization import (
     CalibrationMethod,
     QuantFormat,
     QuantType,
+    quantize_dynamic,
     quantize_static,
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from torch import fx
 
 from edgekit.data import open_samples
 from edgekit.quantize.base import ExportRequest, tool_versions
-from edgekit.quantize.calibrate import Range, load_ranges
+from edgekit.quantize.decompositions import load_program
+from edgekit.quantize.float_nodes import dynamic_layers, float_closure
+from edgekit.quantize.onnx_values import leave_float, ranges_by_value, values_by_node
+from edgekit.quantize.onnx_weights import quantize_weights
 from edgekit.quantize.prepare import as_module
-
-_MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity")
+from edgekit.quantize.ranges import load_ranges
 
 
 def export(request: ExportRequest) -> Mapping[str, str]:
     """See :class:`edgekit.quantize.base.Exporter`."""
-    program = torch.export.load(request.program)
+    program = load_program(request)
     float_file = request.out.with_suffix(".float.onnx")
     with contextlib.redirect_stdout(io.StringIO()):
         torch.onnx.export(program, (), float_file, dynamo=True, external_data=False, verbose=False)
@@ -50,11 +52,34 @@ def export(request: ExportRequest) -> Mapping[str, str]:
 def _quantize(
     float_file: Path, program: torch.export.ExportedProgram, request: ExportRequest
 ) -> None:
-    assert request.ranges is not None and request.calibration is not None
     prepared = float_file.with_suffix(".pre.onnx")
     quant_pre_process(str(float_file), str(prepared))
-    graph = onnx.load(str(prepared)).graph
-    known = _ranges_by_value(graph, program, load_ranges(request.ranges))
+    model = onnx.load(str(prepared))
+    values = values_by_node(model.graph, program)
+    gm = as_module(program)
+    excluded = leave_float(model.graph, values, float_closure(gm, request.recipe.float_nodes))
+    if request.recipe.scheme == "static":
+        onnx.save(model, str(prepared))
+        _static(prepared, model.graph, values, excluded, request)
+    elif request.recipe.scheme == "dynamic":
+        dynamic_layers(gm, request.recipe.float_nodes)
+        onnx.save(model, str(prepared))
+        _dynamic(prepared, excluded, request)
+    else:
+        quantize_weights(model.graph, excluded)
+        onnx.save(model, str(request.out))
+    prepared.unlink()
+
+
+def _static(
+    prepared: Path,
+    graph: onnx.GraphProto,
+    values: Mapping[str, tuple[str, ...]],
+    excluded: list[str],
+    request: ExportRequest,
+) -> None:
+    assert request.ranges is not None and request.calibration is not None
+    known = ranges_by_value(graph, values, load_ranges(request.ranges))
     floats = {
         value.name
         for value in (*graph.input, *graph.value_info, *graph.output)
@@ -74,6 +99,7 @@ def _quantize(
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         calibrate_method=CalibrationMethod.MinMax,
+        nodes_to_exclude=excluded,
         extra_options={
             "TensorQuantOverrides": {
                 name: [{"rmin": np.float32(low), "rmax": np.float32(high)}]
@@ -82,59 +108,19 @@ def _quantize(
             }
         },
     )
-    prepared.unlink()
 
 
-def _ranges_by_value(
-    graph: onnx.GraphProto, program: torch.export.ExportedProgram, ranges: Mapping[str, Range]
-) -> dict[str, Range]:
-    """The calibrated range of each ONNX value that is the value of a node.
-
-    ONNX values are called as the program's nodes are. Calibration ran the program as a module,
-    where a name that Python or a parameter already has is given a number; the order is the same.
-    Inputs and outputs go by position, whatever they are called.
-    """
-    nodes = _computed(as_module(program).graph)
-    inputs = set(program.graph_signature.user_inputs)
-    nodes_of_program = [
-        node for node in _computed(program.graph) if node.op != "placeholder" or node.name in inputs
-    ]
-    named = {
-        value.name: ranges[node.name]
-        for value, node in zip(nodes_of_program, nodes, strict=True)
-        if node.name in ranges
-    }
-    values = {name for node in graph.node for name in node.output}
-    found = {name: range_ for name, range_ in named.items() if name in values}
-    for edges, names in (
-        (graph.input, program.graph_signature.user_inputs),
-        (graph.output, program.graph_signature.user_outputs),
-    ):
-        for edge, name in zip(edges, names, strict=True):
-            if name in named:
-                found[edge.name] = named[str(name)]
-    _share(graph, found)
-    return found
-
-
-def _share(graph: onnx.GraphProto, found: dict[str, Range]) -> None:
-    """Give the range of a value to those that the converter made of it by moving it."""
-    moves = [node for node in graph.node if node.op_type in _MOVES]
-    for node in reversed(moves):
-        if node.output[0] in found:
-            found.setdefault(node.input[0], found[node.output[0]])
-    for node in moves:
-        if node.input[0] in found:
-            found.setdefault(node.output[0], found[node.input[0]])
-
-
-def _computed(graph: fx.Graph) -> list[fx.Node]:
-    """Inputs and what is computed and used; a program's file also lists unused results."""
-    return [
-        node
-        for node in graph.nodes
-        if node.op == "placeholder" or (node.op == "call_function" and node.users)
-    ]
+def _dynamic(prepared: Path, excluded: list[str], request: ExportRequest) -> None:
+    """int8 weights for the products with constants; activations become uint8 when they arrive."""
+    quantize_dynamic(
+        str(prepared),
+        str(request.out),
+        op_types_to_quantize=["MatMul", "Gemm"],
+        per_channel=request.recipe.per_channel,
+        weight_type=QuantType.QInt8,
+        # A Gemm becomes a MatMul and an Add before it is looked up by its name.
+        nodes_to_exclude=[*excluded, *(f"{name}_MatMul" for name in excluded)],
+    )
 
 
 class _Samples(CalibrationDataReader):  # type: ignore[misc]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,45 +18,65 @@ import litert_torch
 import numpy as np
 import torch
 from ai_edge_litert.interpreter import Interpreter
-from ai_edge_quantizer import qtyping, quantizer, recipe
+from ai_edge_quantizer import qtyping, quantizer, recipe, recipe_manager
 from torch import fx
 from torch.utils import _pytree as pytree
 
 from edgekit.data import open_samples
 from edgekit.errors import ExportFailed
 from edgekit.files import write_atomic
+from edgekit.quantize import graph
 from edgekit.quantize.base import ExportRequest, example_inputs, tool_versions
-from edgekit.quantize.calibrate import Range, extremes_of_sample, load_ranges
+from edgekit.quantize.calibrate import extremes_of_sample
+from edgekit.quantize.decompositions import load_program
+from edgekit.quantize.float_nodes import dynamic_layers, float_closure
 from edgekit.quantize.graph import ATEN
 from edgekit.quantize.prepare import as_module, flatten
+from edgekit.quantize.ranges import Range, load_ranges
+from edgekit.quantize.tflite_graph import NODE_CLASS, NODE_NAME, operators_of
 
-_NODE_CLASS = "edgekit.Node"
-_NODE_NAME = re.compile(re.escape(_NODE_CLASS) + r"_(\w+)")
 #: How far the extremes of one sample may be apart, as a share of their distance, for a node and a
 #: tensor to be the same: float kernels differ in the last digits.
 _SAME = 1e-3
+
+#: Products with constant weights; ai-edge-quantizer counts convolutions to the recipe too.
+_DYNAMIC = (qtyping.TFLOperationName.FULLY_CONNECTED, qtyping.TFLOperationName.BATCH_MATMUL)
+
+
+def dynamic_recipe() -> Any:
+    manager = recipe_manager.RecipeManager()
+    for operation in _DYNAMIC:
+        manager.add_dynamic_config(regex=".*", operation_name=operation, num_bits=8)
+    return manager.get_quantization_recipe()
+
+
+_RECIPES: Mapping[str, Callable[[], Any]] = {
+    "static_wi8_ai8": recipe.static_wi8_ai8,
+    "static_wi8_ai16": recipe.static_wi8_ai16,
+    "dynamic_wi8_afp32": dynamic_recipe,
+    "weight_only_wi8_afp32": recipe.weight_only_wi8_afp32,
+}
 
 _Calibration = dict[str, dict[str, Any]]
 
 
 def export(request: ExportRequest) -> Mapping[str, str]:
     """See :class:`edgekit.quantize.base.Exporter`."""
-    gm = as_module(torch.export.load(request.program))
+    gm = as_module(load_program(request))
     for node in gm.graph.nodes:
         if node.op == "call_function":
-            node.meta["nn_module_stack"] = {"edgekit": (node.name, _NODE_CLASS)}
-    int8 = request.recipe.precision == "int8"
-    if int8:
+            node.meta["nn_module_stack"] = {"edgekit": (node.name, NODE_CLASS)}
+    if request.recipe.scheme == "static":
         _separate_outputs(gm)
     example = example_inputs(request.inputs)
     float_file = request.out.with_suffix(".float.tflite")
     litert_torch.convert(gm, example).export(str(float_file))
     _check_outputs(float_file, gm, request)
-    if int8:
+    if request.recipe.scheme == "float":
+        float_file.replace(request.out)
+    else:
         write_atomic(request.out, _quantize(float_file, gm, request))
         float_file.unlink()
-    else:
-        float_file.replace(request.out)
     return tool_versions("litert-torch", "ai-edge-litert", "ai-edge-quantizer", "torch")
 
 
@@ -68,14 +88,14 @@ def _separate_outputs(gm: fx.GraphModule) -> None:
     merges equal ones, so that the next copy is that of the smaller one.
     """
     (output,) = (node for node in gm.graph.nodes if node.op == "output")
-    returned = Counter(pytree.tree_leaves(output.args))
-    users = {value: len(value.users) for value in returned if isinstance(value, fx.Node)}
+    returned = Counter(_returned(gm))
+    users = {value: len(value.users) for value in returned}
     sources: dict[fx.Node, fx.Node] = {}
 
     def twin(target: Any, value: fx.Node) -> fx.Node:
         with gm.graph.inserting_before(output):
             made = gm.graph.call_function(target, (value, value))
-        made.meta = {**value.meta, "nn_module_stack": {"edgekit": (made.name, _NODE_CLASS)}}
+        made.meta = {**value.meta, "nn_module_stack": {"edgekit": (made.name, NODE_CLASS)}}
         return made
 
     def own(value: fx.Node) -> fx.Node:
@@ -116,7 +136,7 @@ def _check_outputs(model: Path, gm: fx.GraphModule, request: ExportRequest) -> N
                 remedy="Return float32 or int32 from the model, or leave this runtime out with "
                 "--runtimes.",
             )
-    if request.recipe.precision == "int8" and _has_shared_outputs(model):
+    if request.recipe.scheme == "static" and _has_shared_outputs(model):
         raise ExportFailed(
             "TFLite's quantizer cannot handle an output that is also used inside the model, or "
             "returned twice.",
@@ -134,12 +154,49 @@ def _has_shared_outputs(model: Path) -> bool:
 
 
 def _quantize(float_file: Path, gm: fx.GraphModule, request: ExportRequest) -> bytes:
-    quantizing = quantizer.Quantizer(str(float_file), recipe.static_wi8_ai8())
+    if request.recipe.scheme == "dynamic":
+        dynamic_layers(gm, request.recipe.float_nodes)
+    quantizing = quantizer.Quantizer(str(float_file), _RECIPES[request.recipe.name]())
+    _leave_float(quantizing, float_file, gm, float_closure(gm, request.recipe.float_nodes))
+    calibration = _calibration(quantizing, float_file, gm, request)
+    result = quantizing.quantize(
+        calibration, enable_progress_bar=False, enable_progress_report=False
+    )
+    return bytes(result.quantized_model)
+
+
+def _leave_float(
+    quantizing: quantizer.Quantizer, float_file: Path, gm: fx.GraphModule, names: Collection[str]
+) -> None:
+    """Keep the operators of the named nodes in float; they are called by their output tensors."""
     for edge in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
         # Float inputs and outputs: every runtime of a bundle is fed and read alike.
         quantizing.update_quantization_recipe(
             regex=".*", operation_name=edge, algorithm_key="no_quantize"
         )
+    if not names:
+        return
+    layers = {layer.name for layer in graph.layers(gm)}
+    returned = [node.name for node in _returned(gm)]
+    for tensor in operators_of(float_file, names, layers, returned):
+        quantizing.update_quantization_recipe(
+            regex=f"^{re.escape(tensor)};",
+            operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
+            algorithm_key="no_quantize",
+        )
+
+
+def _returned(gm: fx.GraphModule) -> list[fx.Node]:
+    (output,) = (node for node in gm.graph.nodes if node.op == "output")
+    return [leaf for leaf in pytree.tree_leaves(output.args) if isinstance(leaf, fx.Node)]
+
+
+def _calibration(
+    quantizing: quantizer.Quantizer, float_file: Path, gm: fx.GraphModule, request: ExportRequest
+) -> _Calibration | None:
+    """The range of every tensor that is quantized; None where no activation is."""
+    if request.recipe.scheme != "static":
+        return None
     assert request.ranges is not None and request.calibration is not None
     stacks = open_samples(request.calibration).inputs
     signature, names = _signature(float_file)
@@ -153,10 +210,7 @@ def _quantize(float_file: Path, gm: fx.GraphModule, request: ExportRequest) -> b
         observed = _observe(quantizing, signature, names, stacks)
         for name in unknown:
             _set(calibration[name], *observed[name])
-    result = quantizing.quantize(
-        calibration, enable_progress_bar=False, enable_progress_report=False
-    )
-    return bytes(result.quantized_model)
+    return calibration
 
 
 def _signature(model: Path) -> tuple[str, list[str]]:
@@ -181,7 +235,7 @@ def _apply_ranges(
     unknown = []
     for name, entry in calibration.items():
         tensor = float(np.min(entry["min"])), float(np.max(entry["max"]))
-        for node in (*_NODE_NAME.findall(name), *nodes):
+        for node in (*NODE_NAME.findall(name), *nodes):
             if node in nodes and node in ranges and _same(nodes[node], tensor):
                 _set(entry, *ranges[node].of(kind))
                 break

@@ -2,7 +2,7 @@
 
 Legacy: upstream has deprecated TorchScript; people still ship it. Weights are per channel, and
 activations take the ranges of edgekit's calibration: observers are placed by FX and then replaced
-by fixed ones, so nothing is calibrated twice.
+by fixed ones, so nothing is calibrated twice. Dynamic INT8 replaces the linear layers one by one.
 """
 
 from __future__ import annotations
@@ -13,19 +13,23 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.ao.nn.quantized.dynamic import Linear as DynamicLinear
 from torch.ao.quantization import QConfig, get_default_qconfig_mapping
 from torch.ao.quantization.observer import (
     FixedQParamsObserver,
     HistogramObserver,
     PerChannelMinMaxObserver,
+    PlaceholderObserver,
 )
 from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from edgekit.quantize import graph
 from edgekit.quantize.base import ExportRequest, example_inputs, tool_versions
-from edgekit.quantize.calibrate import Range, load_ranges
+from edgekit.quantize.decompositions import load_program
+from edgekit.quantize.float_nodes import dynamic_layers, float_closure
 from edgekit.quantize.inspect_torchscript import input_files
 from edgekit.quantize.prepare import as_module
+from edgekit.quantize.ranges import Range, load_ranges
 from edgekit.quantize.rebuild import to_modules
 from edgekit.quantize.simulate import activation_grid
 
@@ -34,18 +38,25 @@ ENGINE = "qnnpack"
 #: What FX fuses must share one configuration.
 _LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.ReLU)
 
+_WEIGHT = PerChannelMinMaxObserver.with_args(
+    dtype=torch.qint8,
+    qscheme=torch.per_channel_symmetric,
+    quant_min=-127,
+    quant_max=127,
+    eps=2**-23,
+)
+
 
 def export(request: ExportRequest) -> Mapping[str, str]:
     """See :class:`edgekit.quantize.base.Exporter`."""
-    gm = as_module(torch.export.load(request.program))
+    gm = as_module(load_program(request))
     example = example_inputs(request.inputs)
-    if request.recipe.precision == "int8":
-        assert request.ranges is not None
-        with _engine(ENGINE):
-            module = quantize(gm, load_ranges(request.ranges), request.recipe.ranges, example)
-            frozen = _trace(module, example)
-    else:
+    if request.recipe.scheme == "float":
         frozen = _trace(gm, example)
+    else:
+        make = quantize_dynamic if request.recipe.scheme == "dynamic" else quantize
+        with _engine(ENGINE):
+            frozen = _trace(make(gm, request), example)
     partial = request.out.with_name(request.out.name + ".part")
     # Freezing drops the shapes of the inputs, which inspection needs.
     torch.jit.save(frozen, str(partial), _extra_files=input_files(request.inputs))
@@ -71,15 +82,23 @@ def _engine(name: str) -> Iterator[None]:
         torch.backends.quantized.engine = before
 
 
-def quantize(
-    gm: fx.GraphModule,
-    ranges: Mapping[str, Range],
-    kind: str,
-    example: tuple[torch.Tensor, ...],
-) -> fx.GraphModule:
+def quantize_dynamic(gm: fx.GraphModule, request: ExportRequest) -> fx.GraphModule:
+    """Linear layers with per-channel int8 weights, whose inputs are quantized when they arrive."""
+    linears = dynamic_layers(gm, request.recipe.float_nodes)
+    rebuilt = to_modules(gm, {node.name for node in gm.graph.nodes} - linears)
+    for name in linears:
+        linear = rebuilt.get_submodule(name)
+        linear.qconfig = QConfig(activation=PlaceholderObserver, weight=_WEIGHT)  # type: ignore[assignment]
+        setattr(rebuilt, name, DynamicLinear.from_float(linear))
+    return rebuilt
+
+
+def quantize(gm: fx.GraphModule, request: ExportRequest) -> fx.GraphModule:
     """FX static INT8: per-channel weights, activations on the calibrated grids."""
-    rebuilt = to_modules(gm)
-    prepared = prepare_fx(rebuilt, _qconfig_mapping(), example)
+    assert request.ranges is not None
+    ranges, kind = load_ranges(request.ranges), request.recipe.ranges
+    rebuilt = to_modules(gm, float_closure(gm, request.recipe.float_nodes))
+    prepared = prepare_fx(rebuilt, _qconfig_mapping(), example_inputs(request.inputs))
     names = _names(gm, rebuilt, prepared)
     for node in prepared.graph.nodes:
         if node.op != "call_module":
@@ -125,14 +144,7 @@ def _names(
 
 
 def _qconfig_mapping() -> Any:
-    weight = PerChannelMinMaxObserver.with_args(
-        dtype=torch.qint8,
-        qscheme=torch.per_channel_symmetric,
-        quant_min=-127,
-        quant_max=127,
-        eps=2**-23,
-    )
-    config = QConfig(activation=HistogramObserver.with_args(reduce_range=False), weight=weight)
+    config = QConfig(activation=HistogramObserver.with_args(reduce_range=False), weight=_WEIGHT)
     mapping = get_default_qconfig_mapping(ENGINE).set_global(config)
     for layer_type in _LAYER_TYPES:
         mapping.set_object_type(layer_type, config)

@@ -88,7 +88,7 @@ def stored(folder: Path, arrays: Sequence[np.ndarray], names: Sequence[str]) -> 
     by_name: dict[str, Any] = dict(zip(names, arrays, strict=True))
     np.savez(file, **by_name)
     specs = tuple(
-        TensorSpec(name, tuple(array.shape[1:]), "float32", "NCHW")
+        TensorSpec(name, tuple(array.shape[1:]), str(array.dtype), "NCHW")
         for name, array in zip(names, arrays, strict=True)
     )
     return load_samples(file, specs, None, base=folder, cache=folder / "cache")

@@ -2,84 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from edgekit import quality, registry
-from edgekit.data import SampleSet
+from edgekit import quality
 from edgekit.errors import MissingExtra
-from edgekit.quantize.base import ExportRequest, export
-from edgekit.quantize.calibrate import load_ranges
-from edgekit.quantize.engine import Prepared, prepare_model, repair_program
 from edgekit.quantize.inspect import inspect_file
-from edgekit.quantize.prepare import flatten
-from edgekit.quantize.recipes import RECIPES
-from edgekit.targets.measure import HostMeasurer
-from tests.quantize.nets import Residual, TwoOutputs, build, image_inputs, stored
-
-RUNTIMES = sorted(registry.RUNTIMES)
-TEST_SAMPLES = 24
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model that was prepared and repaired, with test inputs and its float outputs."""
-
-    folder: Path
-    prepared: Prepared
-    calibration: SampleSet
-    inputs: tuple[np.ndarray, ...]
-    outputs: tuple[np.ndarray, ...]
-
-    def export(self, runtime: str, recipe_name: str, out: Path) -> Path:
-        recipe = RECIPES[recipe_name]
-        int8 = recipe.precision == "int8"
-        request = ExportRequest(
-            runtime=runtime,
-            recipe=recipe,
-            program=(self.folder / "repaired" if int8 else self.folder) / "program.pt2",
-            inputs=self.prepared.inputs,
-            out=out / f"model{registry.RUNTIMES[runtime].extension}",
-            ranges=self.folder / "repaired" / "ranges.json" if int8 else None,
-            calibration=self.calibration.path if int8 else None,
-        )
-        versions = export(request)
-        assert versions["torch"] == torch.__version__.partition("+")[0]
-        assert [path for path in out.iterdir() if path != request.out] == [], "nothing left over"
-        return request.out
-
-    def run(self, artifact: Path, runtime: str, workdir: Path) -> list[np.ndarray]:
-        return HostMeasurer().outputs(
-            artifact, runtime, self.inputs, self.prepared.outputs, workdir=workdir
-        )
-
-
-def case(
-    module: torch.nn.Module, folder: Path, names: Sequence[str], *, first: float = 1.0
-) -> Case:
-    """``first`` scales the first calibration sample, which must not decide alone."""
-    calibration = [image_inputs(32, seed=10 + i) for i in range(len(names))]
-    for stack in calibration:
-        stack[0] *= first
-    test = [image_inputs(TEST_SAMPLES, seed=20 + i) for i in range(len(names))]
-    example = tuple(torch.from_numpy(stack[0]) for stack in calibration)
-    prepared = prepare_model(module, example, names, folder)
-    source = stored(folder, calibration, names)
-    (folder / "repaired").mkdir()
-    recipe = RECIPES["static_wi8_ai8"]
-    repair_program(folder / "program.pt2", source, recipe, folder / "repaired")
-    with torch.inference_mode():
-        outputs = [
-            [value.numpy() for value in flatten(module(*map(torch.from_numpy, sample)))]
-            for sample in zip(*test, strict=True)
-        ]
-    stacks = tuple(np.stack(values) for values in zip(*outputs, strict=True))
-    return Case(folder, prepared, source, tuple(test), stacks)
+from tests.quantize.cases import RUNTIMES, Case, case
+from tests.quantize.nets import Residual, TwoOutputs, build
 
 
 @pytest.fixture(scope="module")
@@ -97,9 +29,7 @@ def test_float_twins_agree_with_the_eager_model(
     residual: Case, two_outputs: Case, runtime: str, tmp_path: Path
 ) -> None:
     for number, given in enumerate((residual, two_outputs)):
-        out = tmp_path / str(number)
-        out.mkdir()
-        artifact = given.export(runtime, "fp32", out)
+        artifact = given.export(runtime, "fp32", tmp_path / str(number))
         results = given.run(artifact, runtime, tmp_path)
         assert len(results) == len(given.outputs)
         for wanted, got in zip(given.outputs, results, strict=True):
@@ -128,11 +58,8 @@ def test_each_output_keeps_its_own_scale(two_outputs: Case, runtime: str, tmp_pa
 def test_runtimes_use_the_same_ranges_and_so_agree(residual: Case, tmp_path: Path) -> None:
     results = {}
     for runtime in RUNTIMES:
-        out = tmp_path / runtime
-        out.mkdir()
-        artifact = residual.export(runtime, "static_wi8_ai8", out)
+        artifact = residual.export(runtime, "static_wi8_ai8", tmp_path / runtime)
         (results[runtime],) = residual.run(artifact, runtime, tmp_path)
-    assert load_ranges(residual.folder / "repaired" / "ranges.json")
     error = {name: quality.sqnr_db(residual.outputs[0], got) for name, got in results.items()}
     between = {
         name: quality.sqnr_db(results["executorch"], got)

@@ -12,7 +12,7 @@ from torch import nn
 
 from edgekit import quality
 from edgekit.errors import ExportFailed
-from tests.quantize.test_exporters import RUNTIMES, case
+from tests.quantize.cases import RUNTIMES, case
 
 
 class Attention(nn.Module):
@@ -34,7 +34,6 @@ class Attention(nn.Module):
 def test_onnx_ranges_come_from_all_samples_whatever_the_names(tmp_path: Path) -> None:
     torch.manual_seed(0)
     given = case(Attention().eval(), tmp_path, ["input"], first=0.02)
-    (tmp_path / "out").mkdir()
     artifact = given.export("onnx", "static_wi8_ai8", tmp_path / "out")
     mixed, unchanged = given.run(artifact, "onnx", tmp_path)
     assert quality.sqnr_db(given.outputs[0], mixed) > 30
@@ -59,7 +58,6 @@ class Clamped(nn.Module):
 def test_clamps_after_an_addition(runtime: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     given = case(Clamped().eval(), tmp_path, ["x"])
-    (tmp_path / "out").mkdir()
     artifact = given.export(runtime, "static_wi8_ai8", tmp_path / "out")
     for wanted, got in zip(given.outputs, given.run(artifact, runtime, tmp_path), strict=True):
         assert quality.sqnr_db(wanted, got) > 30
@@ -93,7 +91,6 @@ def test_tflite_outputs_that_share_a_value(
 ) -> None:
     torch.manual_seed(0)
     given = case(Outputs(also).eval(), tmp_path, ["x"])
-    (tmp_path / "out").mkdir()
     artifact = given.export("tflite", "static_wi8_ai8", tmp_path / "out")
     for wanted, got in zip(given.outputs, given.run(artifact, "tflite", tmp_path), strict=True):
         assert quality.sqnr_db(wanted, got) > 35
@@ -132,7 +129,6 @@ def test_what_cannot_be_converted_is_said(
     tmp_path: Path,
 ) -> None:
     given = case(Outputs(also).eval(), tmp_path, ["x"])
-    (tmp_path / "out").mkdir()
     with pytest.raises(ExportFailed, match=re.escape(message)) as caught:
         given.export(runtime, recipe, tmp_path / "out")
     assert "--runtimes" in caught.value.remedy

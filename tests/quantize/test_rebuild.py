@@ -13,7 +13,7 @@ from edgekit.errors import ExportFailed
 from edgekit.quantize.prepare import as_module, export_program, prepare, run
 from edgekit.quantize.rebuild import to_modules
 from tests.quantize.nets import build, image_inputs
-from tests.quantize.test_exporters import case
+from tests.quantize.cases import case
 
 
 class Rows(nn.Module):
@@ -74,7 +74,6 @@ def test_computes_what_the_module_computes(net: type[nn.Module]) -> None:
 @pytest.mark.parametrize("net", NETS)
 def test_quantizes(net: type[nn.Module], tmp_path: Path) -> None:
     given = case(build(net), tmp_path, ["x"])
-    (tmp_path / "out").mkdir()
     artifact = given.export("torchscript", "static_wi8_ai8", tmp_path / "out")
     (found,) = given.run(artifact, "torchscript", tmp_path)
     assert quality.sqnr_db(given.outputs[0], found) > 30

@@ -1,0 +1,116 @@
+"""Which value of an ONNX graph is the value of which node of the program it was exported from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import onnx
+import torch
+from torch import fx
+
+from edgekit.quantize.prepare import as_module
+from edgekit.quantize.ranges import Range
+
+_MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity")
+
+
+def values_by_node(
+    graph: onnx.GraphProto, program: torch.export.ExportedProgram
+) -> dict[str, tuple[str, ...]]:
+    """The ONNX values of each node of the program as a module, as far as there are any.
+
+    ONNX values are called as the program's nodes are. Calibration ran the program as a module,
+    where a name that Python or a parameter already has is given a number; the order is the same.
+    Inputs and outputs go by position, whatever they are called.
+    """
+    nodes = _computed(as_module(program).graph)
+    inputs = set(program.graph_signature.user_inputs)
+    nodes_of_program = [
+        node for node in _computed(program.graph) if node.op != "placeholder" or node.name in inputs
+    ]
+    names = {value.name: node.name for value, node in zip(nodes_of_program, nodes, strict=True)}
+    values = {name for node in graph.node for name in node.output}
+    found = {node: [value] for value, node in names.items() if value in values}
+    for edges, edge_names in (
+        (graph.input, program.graph_signature.user_inputs),
+        (graph.output, program.graph_signature.user_outputs),
+    ):
+        for edge, name in zip(edges, edge_names, strict=True):
+            if name in names and edge.name not in found.setdefault(names[str(name)], []):
+                found[names[str(name)]].append(edge.name)
+    return {node: tuple(given) for node, given in found.items()}
+
+
+def ranges_by_value(
+    graph: onnx.GraphProto, values: Mapping[str, tuple[str, ...]], ranges: Mapping[str, Range]
+) -> dict[str, Range]:
+    """The calibrated range of each ONNX value that is the value of a node, or made by moving it."""
+    found = {
+        value: ranges[node] for node, given in values.items() if node in ranges for value in given
+    }
+    moves = [node for node in graph.node if node.op_type in _MOVES]
+    for node in reversed(moves):
+        if node.output[0] in found:
+            found.setdefault(node.input[0], found[node.output[0]])
+    for node in moves:
+        if node.input[0] in found:
+            found.setdefault(node.output[0], found[node.input[0]])
+    return found
+
+
+def leave_float(
+    graph: onnx.GraphProto, values: Mapping[str, tuple[str, ...]], float_nodes: Collection[str]
+) -> list[str]:
+    """The ONNX nodes that compute the named nodes; gives every node of the graph a name.
+
+    A node of the program can be several ONNX nodes: those before its value that have no value of
+    another node between. Where quantized nodes read a float value beside others, they get a name
+    of it for themselves, since onnxruntime would round it for all of its readers.
+    """
+    for number, node in enumerate(graph.node):
+        node.name = node.name or f"{node.op_type}_{number}"
+    producers = {name: node for node in graph.node for name in node.output}
+    known = {name for given in values.values() for name in given}
+    pending = [name for node in float_nodes for name in values.get(node, ())]
+    chosen: dict[str, onnx.NodeProto] = {}
+    while pending:
+        producer = producers.get(pending.pop())
+        if producer is not None and producer.name not in chosen:
+            chosen[producer.name] = producer
+            pending += [name for name in producer.input if name not in known]
+    _rename_for_quantized(graph, chosen)
+    return list(chosen)
+
+
+def _rename_for_quantized(graph: onnx.GraphProto, chosen: Mapping[str, onnx.NodeProto]) -> None:
+    outputs = {value.name for value in graph.output}
+    kinds = {value.name: value for value in (*graph.value_info, *graph.output)}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for value in [name for node in chosen.values() for name in node.output]:
+        quantized = [node for node in readers.get(value, ()) if node.name not in chosen]
+        if not quantized or (len(quantized) == len(readers[value]) and value not in outputs):
+            continue
+        alias = f"{value}_to_quantize"
+        for node in quantized:
+            for index, name in enumerate(node.input):
+                if name == value:
+                    node.input[index] = alias
+        place = next(i for i, node in enumerate(graph.node) if value in node.output) + 1
+        identity = onnx.helper.make_node("Identity", [value], [alias], name=f"{alias}_node")
+        graph.node.insert(place, identity)
+        if value in kinds:
+            copied = graph.value_info.add()
+            copied.CopyFrom(kinds[value])
+            copied.name = alias
+
+
+def _computed(graph: fx.Graph) -> list[fx.Node]:
+    """Inputs and what is computed and used; a program's file also lists unused results."""
+    return [
+        node
+        for node in graph.nodes
+        if node.op == "placeholder" or (node.op == "call_function" and node.users)
+    ]
