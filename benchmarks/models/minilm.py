@@ -132,7 +132,8 @@ def _encoder() -> nn.Module:
             return result
 
         def split(self, x: torch.Tensor) -> torch.Tensor:
-            return x.unflatten(2, (_HEADS, -1)).transpose(1, 2)
+            heads: torch.Tensor = x.unflatten(2, (_HEADS, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
+            return heads
 
     class Encoder(nn.Module):
         def __init__(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from edgekit.errors import MissingExtra, UsageError
 from edgekit.quantize import flatbuffer as fb
-from edgekit.quantize.inspect_tflite import _Graph, _schema_names, inspect
+from edgekit.quantize.inspect_tflite import Graph, inspect, schema_names
 from edgekit.types import OpCount
 from tests.quantize import inspect_nets as nets
 
@@ -98,7 +98,7 @@ def test_cut_short(files: Callable[[str], Path], tmp_path: Path, keep: float) ->
 
 def test_damage_never_escapes_the_reader(files: Callable[[str], Path]) -> None:
     """The structure reader by itself: the interpreter is native and runs in a worker."""
-    names = _schema_names()
+    names = schema_names()
     data = files("static_wi8_ai8").read_bytes()
     rng = random.Random(0)
     refused = 0
@@ -107,7 +107,7 @@ def test_damage_never_escapes_the_reader(files: Callable[[str], Path]) -> None:
         for _ in range(4):
             damaged[rng.randrange(8, len(data))] = rng.choice((0, 1, 127, 255))
         try:
-            graph = _Graph(memoryview(damaged), *names)
+            graph = Graph(memoryview(damaged), *names)
             for index in range(len(graph.names)):
                 graph.mac_op(index)
         except fb.Damaged:

@@ -14,8 +14,8 @@ from edgekit.quantize import graph
 from edgekit.quantize.engine import prepare_model
 from edgekit.quantize.graph import ATEN
 from edgekit.quantize.prepare import as_float32, as_module, export_program, flatten, prepare, run
-from tests.quantize.nets import build
 from tests.quantize.cases import RUNTIMES, case
+from tests.quantize.nets import build
 
 
 def prepared(module: nn.Module, *inputs: torch.Tensor) -> tuple[torch.fx.GraphModule, set[str]]:

@@ -12,8 +12,8 @@ from edgekit import quality
 from edgekit.errors import ExportFailed
 from edgekit.quantize.prepare import as_module, export_program, prepare, run
 from edgekit.quantize.rebuild import to_modules
-from tests.quantize.nets import build, image_inputs
 from tests.quantize.cases import case
+from tests.quantize.nets import build, image_inputs
 
 
 class Rows(nn.Module):
