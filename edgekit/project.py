@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgekit.bundle import Bundle
     from edgekit.pipeline import DeployOutcome, QuantizeOutcome, RunOutcome
     from edgekit.pipeline.checking import CheckOutcome
+    from edgekit.pipeline.debugging import DebugOutcome
     from edgekit.progress import Progress
     from edgekit.results import RunRecord
 
@@ -86,6 +87,31 @@ class Project:
         from edgekit import pipeline
 
         return pipeline.quantize(self._config, progress=progress)
+
+    def debug(
+        self,
+        *,
+        runtimes: Sequence[str] | None = None,
+        samples: int = 8,
+        progress: Progress | None = None,
+    ) -> DebugOutcome:
+        """Find the layers that the error of the bundle's INT8 artifacts comes from.
+
+        Args:
+            runtimes: default: all of the bundle.
+            samples: so many golden samples of the bundle are run.
+            progress: receives stages and log lines.
+
+        Returns:
+            per artifact every layer with its SQNR in place, its own error and advice.
+
+        Raises:
+            BundleError: there is no bundle yet, or the project has changed since.
+            UsageError: the bundle has no INT8 artifact for the runtimes.
+        """
+        from edgekit.pipeline import debugging
+
+        return debugging.debug(self._config, runtimes=runtimes, samples=samples, progress=progress)
 
     def open(self) -> Bundle:
         """The project's finished bundle, with every hash checked.

@@ -98,11 +98,16 @@ def export(request: ExportRequest) -> dict[str, str]:
     # Converters raise whatever they like.
     except Exception as error:
         traceback.print_exc()
+        # It exports parts of the program by what is defined in here.
+        from edgekit.quantize.locate import where
+
+        cause = _root_cause(error).rstrip(".")
         raise WorkerCrashed(
-            f"{entry.label} cannot convert the model: {_root_cause(error)}",
+            f"{entry.label} cannot convert the model: {cause}.{where(request, exporter, error)}",
             kind="exception",
-            remedy=f"Leave this runtime out with --runtimes, or change the model. The log shows "
-            f"what {entry.label}'s converter said.",
+            remedy=f"Write that part with other operators, or leave this runtime out with "
+            f"--runtimes; `edgekit check` lists what each runtime takes. The log shows what "
+            f"{entry.label}'s converter said.",
         ) from error
     if not request.out.is_file() or request.out.stat().st_size == 0:
         raise ExportFailed(f"The {entry.label} exporter wrote no file.")

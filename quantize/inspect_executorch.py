@@ -19,7 +19,7 @@ from edgekit.quantize.xnnpack_payload import XnnpackCounts, read_payload
 from edgekit.types import Inspection
 
 _LABEL = "an ExecuTorch program"
-_XNNPACK = "XnnpackBackend"
+XNNPACK = "XnnpackBackend"
 _SEGMENT = 1  # enum DataLocation
 
 
@@ -47,18 +47,18 @@ class _Operator(fb.Table):
     overload = fb.Text(1)
 
 
-class _KernelCall(fb.Table):
+class KernelCall(fb.Table):
     op_index = fb.Scalar(0, "i")
     args = fb.Scalars(1, "i")
 
 
-class _DelegateCall(fb.Table):
+class DelegateCall(fb.Table):
     delegate_index = fb.Scalar(0, "i")
 
 
 class _Instruction(fb.Table):
     def call(self) -> fb.Table | None:
-        return self.union(0, {1: _KernelCall, 2: _DelegateCall})[1]
+        return self.union(0, {1: KernelCall, 2: DelegateCall})[1]
 
 
 class _Chain(fb.Table):
@@ -104,6 +104,7 @@ class _NamedData(fb.Table):
 
 class _Program(fb.Table):
     identifier = b"ET12"
+    version = fb.Scalar(0, "I")
     execution_plan = fb.Many(1, _Plan)
     constant_buffer = fb.Many(2, _Buffer)
     backend_delegate_data = fb.Many(3, _Buffer)
@@ -119,12 +120,12 @@ def inspect(path: Path) -> Inspection:
         UsageError: the file is damaged or not an ExecuTorch program.
     """
     try:
-        return _count(path, _File(memoryview(path.read_bytes())))
+        return _count(path, ProgramFile(memoryview(path.read_bytes())))
     except fb.Damaged as error:
         raise unreadable(path, _LABEL, error) from error
 
 
-class _File:
+class ProgramFile:
     """The program and its segments. Raises Damaged."""
 
     def __init__(self, data: memoryview) -> None:
@@ -174,22 +175,22 @@ def _slice(data: memoryview, start: int, size: int) -> memoryview:
     return data[start : start + size]
 
 
-def _count(path: Path, file: _File) -> Inspection:
+def _count(path: Path, file: ProgramFile) -> Inspection:
     found = XnnpackCounts()
     outside: Counter[str] = Counter()
     delegates: Counter[str] = Counter()
     if not file.program.execution_plan:
         raise fb.Damaged("it holds no method")
     for plan in file.program.execution_plan:
-        for call in _calls(plan):
-            if isinstance(call, _KernelCall):
+        for call in calls(plan):
+            if isinstance(call, KernelCall):
                 operator = fb.item(plan.operators, call.op_index, "operator")
                 outside[operator.name] += 1
                 _outside_op(plan, operator.name, call, found)
-            elif isinstance(call, _DelegateCall):
+            elif isinstance(call, DelegateCall):
                 delegate = fb.item(plan.delegates, call.delegate_index, "delegate")
                 delegates[delegate.id] += 1
-                if delegate.id == _XNNPACK:
+                if delegate.id == XNNPACK:
                     payload, key = file.payload(delegate)
                     read_payload(payload, key, file.named, found)
                 else:
@@ -200,10 +201,7 @@ def _count(path: Path, file: _File) -> Inspection:
         notes.append(f"all methods are counted together: {names}")
     if found.external:
         notes.append(f"{found.external} weights are in another file (.ptd)")
-    parts = {
-        "constants in delegates": sum(found.constants.values()),
-        "constants outside": file.constant_bytes(),
-    }
+    parts = constant_bytes(file, found)
     notes.append(size_note(path, parts))
     return summarise(
         found.ops,
@@ -218,7 +216,15 @@ def _count(path: Path, file: _File) -> Inspection:
     )
 
 
-def _calls(plan: _Plan) -> list[fb.Table | None]:
+def constant_bytes(file: ProgramFile, found: XnnpackCounts) -> dict[str, int]:
+    """Bytes of constants by where they are used."""
+    return {
+        "constants in delegates": sum(found.constants.values()),
+        "constants outside": file.constant_bytes(),
+    }
+
+
+def calls(plan: _Plan) -> list[fb.Table | None]:
     return [instruction.call() for chain in plan.chains for instruction in chain.instructions]
 
 
@@ -232,7 +238,7 @@ def _operator(name: str) -> str:
     return name.rpartition("::")[2]
 
 
-def _outside_op(plan: _Plan, name: str, call: _KernelCall, found: XnnpackCounts) -> None:
+def _outside_op(plan: _Plan, name: str, call: KernelCall, found: XnnpackCounts) -> None:
     """Count a kernel call outside of any delegate: always float in the portable kernels."""
     kernel = _operator(name)
     values = [fb.item(plan.values, index, "value") for index in call.args]

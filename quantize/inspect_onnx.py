@@ -27,7 +27,7 @@ _LABEL = "an ONNX model"
 _FLOAT_OPS = dict.fromkeys(
     ("Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul"), (0, 1)
 )
-_INT8_OPS = {
+INT8_OPS = {
     "QLinearConv": (0, 3),
     "QLinearMatMul": (0, 3),
     "QGemm": (0, 3),
@@ -41,7 +41,7 @@ _ZERO_POINT = {"ConvInteger": 2, "MatMulInteger": 2, "MatMulIntegerToFloat": 4}
 # Input, weights of the input and of the state.
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _UNCOUNTED = ("Attention", *_RECURRENT, "Einsum", "MatMulNBits", "MatMulBnb4", "Conv")
-_QUANTIZE = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+QUANTIZE_OPS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
 def inspect(path: Path) -> Inspection:
@@ -70,13 +70,13 @@ def inspect(path: Path) -> Inspection:
         raise unreadable(path, _LABEL, error) from error
     if not model.graph.node or not model.opset_import:
         raise unreadable(path, _LABEL, "it holds no graph")
-    weights = _weights(path, model)
+    weights = constant_bytes(path, model)
     try:
-        graph = _optimised(path, model)
+        graph = optimised(path, model)
         note = f"graph as ONNX Runtime {onnxruntime.__version__} optimises it"
     # ONNX Runtime's exceptions have no common base of their own.
     except Exception as error:
-        graph = _as_written(path, model)
+        graph = as_written(path, model)
         reason = str(error).strip().splitlines()[0][:200]
         note = (
             f"graph as the file says: ONNX Runtime {onnxruntime.__version__} refuses it ({reason})"
@@ -95,7 +95,7 @@ def inspect(path: Path) -> Inspection:
         ops,
         outside=Counter(graph.float_nodes()) if quantized else {},
         transposes=names.count("Transpose"),
-        quantize_ops=sum(names.count(name) for name in _QUANTIZE),
+        quantize_ops=sum(names.count(name) for name in QUANTIZE_OPS),
         weight_bytes=sum(weights.values()),
         uncounted=graph.uncounted + (["operators of unknown shape"] if unknown else []),
         notes=notes,
@@ -124,7 +124,7 @@ class _Graph:
         found: list[MacOp] = []
         unknown = 0
         for node in self.nodes:
-            operands = _FLOAT_OPS.get(node.op_type) or _INT8_OPS.get(node.op_type)
+            operands = _FLOAT_OPS.get(node.op_type) or INT8_OPS.get(node.op_type)
             arithmetic: Arithmetic = "float"
             try:
                 if operands is not None:
@@ -172,7 +172,7 @@ class _Graph:
         bodies += [graph for a in node.attribute for graph in a.graphs]
         inner = [n for body in bodies for n in body.node]
         found = [name for n in inner for name in self._uncounted(n)]
-        known = {*_FLOAT_OPS, *_INT8_OPS}
+        known = {*_FLOAT_OPS, *INT8_OPS}
         found += [n.op_type for n in inner if n.op_type in known]
         return [name if " in " in name else f"{name} in {node.op_type}" for name in found]
 
@@ -185,7 +185,7 @@ class _Graph:
         return int(math.prod(self.shapes[node.output[0]]) * inner)
 
     def _arithmetic(self, node: Any, x: str, w: str) -> Arithmetic:
-        if node.op_type in _INT8_OPS:
+        if node.op_type in INT8_OPS:
             if node.op_type == "DynamicQuantizeMatMul":
                 return "dynamic"
             position = _ZERO_POINT.get(node.op_type)
@@ -214,7 +214,7 @@ class _Graph:
         """Operators that produce float values, apart from those that change the type."""
         for node in self.nodes:
             kinds = [self.types.get(name, "") for name in node.output]
-            integer = node.op_type in _QUANTIZE or node.op_type in _INT8_OPS
+            integer = node.op_type in QUANTIZE_OPS or node.op_type in INT8_OPS
             if not integer and any("float" in kind for kind in kinds):
                 yield node.op_type
 
@@ -222,7 +222,7 @@ class _Graph:
         return any(a.HasField("g") or a.graphs for node in self.nodes for a in node.attribute)
 
 
-def _optimised(path: Path, model: Any) -> _Graph:
+def optimised(path: Path, model: Any) -> _Graph:
     """The graph after ONNX Runtime's optimiser. Raises whatever ONNX Runtime raises."""
     import onnx
     import onnxruntime
@@ -272,7 +272,7 @@ def _session_options(level: Any) -> Any:
     return options
 
 
-def _as_written(path: Path, model: Any) -> _Graph:
+def as_written(path: Path, model: Any) -> _Graph:
     """The graph of a valid file that ONNX Runtime cannot load."""
     import onnx
 
@@ -305,7 +305,7 @@ def _batch_symbols(model: Any) -> set[str]:
     return {dim.dim_param for dims in first for dim in dims if dim.dim_param}
 
 
-def _weights(path: Path, model: Any) -> Counter[str]:
+def constant_bytes(path: Path, model: Any) -> Counter[str]:
     """Bytes of constants by type; checks that weights kept in other files are there."""
     import onnx
 

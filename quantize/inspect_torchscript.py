@@ -47,7 +47,7 @@ def inspect(path: Path) -> Inspection:
         UsageError: the file is damaged, or it holds weights but no program.
         MissingExtra: torch is not installed.
     """
-    parts = _parts(path)
+    parts = archive_parts(path)
     notes = [size_note(path, parts)]
     try:
         code = torchscript_code.read(path)
@@ -81,6 +81,17 @@ def inspect(path: Path) -> Inspection:
         uncounted=counts.uncounted,
         notes=notes,
     )
+
+
+def run_once(path: Path) -> Counts | None:
+    """What one run on zeros executes; None where it cannot be run.
+
+    Raises:
+        UsageError: the file is damaged.
+        MissingExtra: torch is not installed.
+    """
+    model, described = _load(path)
+    return _run(model, _described_inputs(path, described), [])
 
 
 def _load(path: Path) -> tuple[Any, str | bytes]:
@@ -182,11 +193,11 @@ def _traced_inputs(model: Any) -> list[Any]:
     return zeros
 
 
-def _parts(path: Path) -> Mapping[str, int]:
-    """Bytes of tensors, code and debug information in the archive."""
+def archive_parts(path: Path) -> Mapping[str, int]:
+    """Bytes that tensors, code and debug information take in the file, compressed or not."""
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = [(e.filename.split("/")[1:], e.file_size) for e in archive.infolist()]
+            entries = [(e.filename.split("/")[1:], e.compress_size) for e in archive.infolist()]
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise unreadable(path, _LABEL, error) from error
     folders = {name[0] for name, _ in entries if name}

@@ -25,10 +25,12 @@ _EIGHT_BIT = (torch.qint8, torch.quint8)
 
 @dataclass
 class Counts:
-    """What one run executed. ``float_ops`` produce float tensors and do not change the type."""
+    """What one run executed. ``float_ops`` and ``int8_ops`` produce such tensors and do not change
+    the type; a product with int8 weights is one of ``int8_ops`` whatever it produces."""
 
     ops: list[MacOp] = field(default_factory=list)
     float_ops: Counter[str] = field(default_factory=Counter)
+    int8_ops: Counter[str] = field(default_factory=Counter)
     uncounted: list[str] = field(default_factory=list)
     transposes: int = 0
     quantize_ops: int = 0
@@ -66,7 +68,11 @@ class CountingMode(TorchDispatchMode):
             counts.uncounted.append(f"{space}::{name}")
         integer = op is not None and op.arithmetic in ("static", "dynamic")
         first = result[0] if isinstance(result, tuple) and result else result
-        if isinstance(first, torch.Tensor) and first.is_floating_point() and not integer:
+        if not isinstance(first, torch.Tensor):
+            return
+        if integer or first.dtype in _EIGHT_BIT:
+            counts.int8_ops[f"{space}::{name}"] += 1
+        elif first.is_floating_point():
             counts.float_ops[f"{space}::{name}"] += 1
 
     def _remember(self, tensor: torch.Tensor) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -34,6 +35,7 @@ class XnnpackCounts:
     constants: dict[str, int] = field(default_factory=dict)
     external: int = 0
     uncounted: list[str] = field(default_factory=list)
+    operators: Counter[str] = field(default_factory=Counter)
 
 
 class _TensorValue(fb.Table):
@@ -97,6 +99,23 @@ _KINDS: Mapping[int, type[fb.Table]] = {
     _BATCH_PRODUCT: _Product,
     _SDPA: _Attention,
 }
+#: All of union XNodeUnion, in the order of the schema.
+OPERATORS = dict(
+    enumerate(
+        (
+            *("Add", "FullyConnected", "Softmax", "Sigmoid", "StaticTranspose", "Clamp", "Conv2d"),
+            *("Div", "StaticResizeBilinear2D", "StaticConstantPad", "AvgPooling2d", "Minimum"),
+            *("DepthwiseConv2d", "MaxPooling2d", "Multiply", "Subtract", "Floor", "Convert"),
+            *("GlobalAvgPooling2d", "StaticReshape", "ArgMaxPooling2d", "SquareRoot", "Ceiling"),
+            *("Hardswish", "LeakyReLU", "Maximum", "Negate", "Square", "ELU", "Abs", "PReLU"),
+            *("Concatenate2", "Concatenate3", "Concatenate4", "StaticSlice"),
+            *("ScaledDotProductAttention", "BatchMatrixMultiply", "Concatenate5"),
+            *("ConvTranspose2d", "ReciprocalSquareRoot", "Log", "Gelu", "Tanh", "Exp", "Sin"),
+            *("Copy", "Cos"),
+        ),
+        start=1,
+    )
+)
 _NAMES = {
     _FULLY_CONNECTED: "XNNFullyConnected",
     _CONV: "XNNConv2d",
@@ -146,6 +165,7 @@ def read_payload(
     values = {value.tensor().id_out: value.tensor() for value in graph.xvalues}
     for node in graph.xnodes:
         kind, operation = node.operation()
+        found.operators[OPERATORS.get(kind, f"XNNPACK operator {kind}")] += 1
         found.transposes += kind == _TRANSPOSE
         found.converts += kind == _CONVERT
         if operation is not None:

@@ -29,6 +29,7 @@ def definitions(reference: str) -> tuple[Path, set[str]]:
     "reference",
     [entry.exporter for entry in RUNTIMES.values()]
     + [entry.inspector for entry in RUNTIMES.values()]
+    + [entry.debugger for entry in RUNTIMES.values()]
     + [*SOURCES.values(), *TRANSPORTS.values()],
 )
 def test_what_is_registered_exists(reference: str) -> None:
@@ -49,6 +50,10 @@ def test_files_and_registry_agree() -> None:
     assert exporters == {module_name(entry.exporter) for entry in RUNTIMES.values()}
     inspectors = {path.stem for path in (ROOT / "quantize").glob("inspect_*.py")}
     assert inspectors == {module_name(entry.inspector) for entry in RUNTIMES.values()}
+    debuggers = {path.stem for path in (ROOT / "quantize").glob("debug_*.py")}
+    assert debuggers == {module_name(entry.debugger) for entry in RUNTIMES.values()}
+    contents = {path.stem for path in (ROOT / "quantize").glob("contents_*.py")}
+    assert contents == {f"contents_{runtime}" for runtime in RUNTIMES}
     runners = {path.stem for path in (*AGENT.glob("run_*.py"), *AGENT.glob("*_runner.cpp"))}
     assert runners == {entry.runner for entry in RUNTIMES.values()}
     helpers = {"__init__", "base", "user_code"}

@@ -132,7 +132,7 @@ def _encoder() -> nn.Module:
             return result
 
         def split(self, x: torch.Tensor) -> torch.Tensor:
-            heads: torch.Tensor = x.unflatten(2, (_HEADS, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
+            heads: torch.Tensor = x.unflatten(2, (_HEADS, -1)).transpose(1, 2)
             return heads
 
     class Encoder(nn.Module):

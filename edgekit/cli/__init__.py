@@ -15,6 +15,7 @@ COMMANDS: dict[str, str] = {
     "check": "Say which operators of a model each runtime takes, before anything is exported.",
     "quantize": "Make float and INT8 artifacts of a model for several runtimes, in one bundle.",
     "inspect": "Open a bundle or a model file and say what it really contains.",
+    "debug": "Show which layers the error of INT8 comes from, and what cures it.",
     "deploy": "Push a bundle to a device, measure it there, choose and activate the best.",
     "probe": "Push a bundle to a device and measure it there, without activating anything.",
     "select": "Choose again from recorded measurements, within another budget.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,12 +15,22 @@ from edgekit.cli.output import Output
 from edgekit.cli.tables import table
 from edgekit.errors import UsageError
 from edgekit.isolate import Job, run_isolated
-from edgekit.types import Artifact, Inspection
+from edgekit.quantize.contents import Contents, Placement
+from edgekit.quantize.macs import SIZE_NOTE
+from edgekit.types import Artifact, Inspection, OpCount
 from edgekit.units import megabytes
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+_PLACES: dict[Placement, str] = {
+    "delegate": "in the delegate",
+    "fallback": "fallback kernels",
+    "int8": "in int8",
+    "float": "in float",
+    "convert": "type changes",
+    "other": "other operators",
+}
 _TIMEOUT_S = 600.0
 _MEMORY_BYTES = 8_000_000_000
 
@@ -33,7 +44,8 @@ def inspect(
     """Open a bundle or a model file and say what it really contains.
 
     Counted are the multiply-accumulates of convolutions and matrix products: how many of them run
-    in int8, and how many inside the runtime's accelerated delegate.
+    in int8, and how many inside the runtime's accelerated delegate. Of a model file, edgekit's or
+    not, also shown: operators by where they run, size by part, and what the runtime has to be.
 
     A TorchScript file (.pt) is run once on zeros to count what it does, but only if its code holds
     nothing but plain tensor operators. One that reads or writes files is not loaded at all.
@@ -83,21 +95,24 @@ def _inspect_file(out: Output, path: Path) -> None:
         found = run_isolated(
             Job(
                 name=f"inspect {path.name}",
-                entry="edgekit.quantize.inspect:inspect_worker",
+                entry="edgekit.quantize.contents:describe_worker",
                 payload={"path": str(path.absolute())},
                 log=Path(folder) / "inspect.log",
                 timeout_s=_TIMEOUT_S,
                 memory_bytes=_MEMORY_BYTES,
             )
         )
-    inspection = codec.from_json(Inspection, found, where=str(path))
+    inspection = codec.from_json(Inspection, found["inspection"], where=str(path))
+    contents = None
+    if found["contents"] is not None:
+        contents = codec.from_json(Contents, found["contents"], where=str(path))
     size = path.stat().st_size
 
     def show(console: Console) -> None:
-        rows = [("size", megabytes(size)), *_facts(inspection)]
+        rows = [("size", megabytes(size)), *_facts(inspection, contents)]
         console.print(table(("", str(path)), rows))
 
-    out.result({"path": str(path), "size_bytes": size, "inspection": found}, show)
+    out.result({"path": str(path), "size_bytes": size, **found}, show)
 
 
 def _row(artifact: Artifact) -> tuple[str, ...]:
@@ -109,21 +124,29 @@ def _row(artifact: Artifact) -> tuple[str, ...]:
         megabytes(artifact.size_bytes),
         _share(found.int8_mac_share),
         _share(found.delegated_share),
-        _ops(found),
+        _ops(found.outside_ops),
     )
 
 
-def _facts(found: Inspection) -> list[tuple[str, str]]:
+def _facts(found: Inspection, contents: Contents | None) -> list[tuple[str, str]]:
     facts: list[tuple[str, Any]] = [
         ("int8 MACs", _share(found.int8_mac_share)),
         ("delegated MACs", _share(found.delegated_share)),
         ("MACs", "-" if found.macs is None else f"{found.macs / 1e6:,.1f} M"),
         ("weights", megabytes(found.weight_bytes)),
-        ("outside the delegate", _ops(found)),
-        ("quantize operators", found.quantize_ops),
-        ("transposes", found.transposes),
-        *(("note", note) for note in found.notes),
     ]
+    if contents is None:
+        facts.append(("outside the delegate", _ops(found.outside_ops)))
+    else:
+        facts += [(_PLACES[one.placement], _ops(one.ops)) for one in contents.operators]
+    facts += [("quantize operators", found.quantize_ops), ("transposes", found.transposes)]
+    if contents is not None:
+        parts = sorted(contents.bytes_by_part.items(), key=lambda part: -part[1])
+        facts.append(("size by part", ", ".join(f"{n} {megabytes(size)}" for n, size in parts)))
+        facts += [("needs", need) for need in contents.needs]
+    # The figures of this one are in the row above.
+    notes = [n for n in found.notes if contents is None or not n.startswith(SIZE_NOTE)]
+    facts += [("note", note) for note in notes]
     return [(name, str(value)) for name, value in facts]
 
 
@@ -131,8 +154,8 @@ def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.1%}"
 
 
-def _ops(found: Inspection) -> str:
-    return ", ".join(f"{op.op} x{op.count}" for op in found.outside_ops) or "none"
+def _ops(ops: Sequence[OpCount]) -> str:
+    return ", ".join(f"{op.op} x{op.count}" for op in ops) or "none"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

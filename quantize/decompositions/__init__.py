@@ -12,6 +12,7 @@ apply to what they compute.
 from __future__ import annotations
 
 import importlib
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from edgekit.quantize.base import ExportRequest
 from edgekit.quantize.check import Verdict, worst
 
 #: A call: operator, positional and keyword arguments.
@@ -34,7 +36,7 @@ DECOMPOSITIONS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Decomposed:
-    """What was taken apart: by node, the decomposition's name and the names of the new nodes."""
+    """What was taken apart: by node, the decomposition's name and the nodes there are instead."""
 
     parts: Mapping[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
 
@@ -43,9 +45,16 @@ class Decomposed:
         inner = {name for _, names in self.parts.values() for name in names}
         merged = {name: verdict for name, verdict in found.items() if name not in inner}
         for node, (decomposition, names) in self.parts.items():
-            verdict = worst([found[name] for name in (node, *names)])
+            verdict = worst([found[name] for name in names])
             merged[node] = replace(verdict, rewritten=decomposition)
         return merged
+
+
+def load_program(request: ExportRequest) -> torch.export.ExportedProgram:
+    """The program of a request, with what its runtime cannot convert taken apart."""
+    program = torch.export.load(request.program)
+    decompose(program, request.runtime)
+    return program
 
 
 def decompose(program: torch.export.ExportedProgram, runtime: str) -> Decomposed:
@@ -58,10 +67,13 @@ def decompose(program: torch.export.ExportedProgram, runtime: str) -> Decomposed
         module = importlib.import_module(f"{__name__}.{name}")
         for node in list(graph.nodes):
             if node.op == "call_function" and node.target in module.TARGETS:
+                # An operator with several results is known by itself, not by the one that is used.
+                whole = node.args[0] if node.target is operator.getitem else node
                 added = _replace(graph, node, module.expand)
                 if added is not None:
-                    parts[node.name] = (name, added)
+                    parts[whole.name] = (name, (*added, node.name))
     if parts:
+        graph.eliminate_dead_code()
         graph.lint()
         program.graph_module.recompile()
     return Decomposed(parts)
@@ -91,5 +103,5 @@ def _replace(
 def _value(node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What the call gives, as a tensor without contents."""
     args, kwargs = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
-    with node.meta["val"].fake_mode if hasattr(node.meta["val"], "fake_mode") else torch.no_grad():
+    with node.meta["val"].fake_mode:
         return target(*args, **kwargs)

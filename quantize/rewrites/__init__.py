@@ -20,13 +20,9 @@ if TYPE_CHECKING:
 #: In the order in which they are best applied together.
 REWRITES: dict[str, str] = {
     "moves_as_slices": "edgekit.quantize.rewrites.moves_as_slices:apply",
-    "means_as_pools": "edgekit.quantize.rewrites.means_as_pools:apply",
     "decompose_attention": "edgekit.quantize.rewrites.decompose_attention:apply",
     "channels_first": "edgekit.quantize.rewrites.channels_first:apply",
-    "fold_layer_norm": "edgekit.quantize.rewrites.fold_layer_norm:apply",
-    "decompose_layer_norm": "edgekit.quantize.rewrites.decompose_layer_norm:apply",
     "spell_out_silu": "edgekit.quantize.rewrites.spell_out_silu:apply",
-    "fold_affine": "edgekit.quantize.rewrites.fold_affine:apply",
     "fold_hardswish": "edgekit.quantize.rewrites.fold_hardswish:apply",
     "fold_hardsigmoid": "edgekit.quantize.rewrites.fold_hardsigmoid:apply",
 }

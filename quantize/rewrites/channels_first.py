@@ -15,8 +15,7 @@ from torch import fx
 from edgekit.quantize import graph
 from edgekit.quantize.graph import ATEN
 from edgekit.quantize.rewrites import edit
-from edgekit.quantize.rewrites.decompose_layer_norm import arguments
-from edgekit.quantize.rewrites.fold_layer_norm import fold_into
+from edgekit.quantize.rewrites.layer_norms import arguments, fold_into
 
 _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 _ELEMENTWISE = (

@@ -1,6 +1,7 @@
-"""Split, chunk, unbind and select as slices, and moves that move nothing removed.
+"""Split, chunk, unbind and select as slices, squeezes as reshapes, and no expansion to itself.
 
-XNNPACK takes slices and reshapes, and none of the others: each of them splits the graph in two.
+XNNPACK takes slices and reshapes, and hardly any of the others: each of them splits the graph in
+two.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _SPLITS = (
     ATEN.chunk.default,
     ATEN.unbind.int,
 )
-_SQUEEZES = (ATEN.squeeze.dim, ATEN.squeeze.dims)
+_RESHAPES = (ATEN.squeeze.dim, ATEN.squeeze.dims, ATEN.unsqueeze.default)
 
 
 def apply(gm: fx.GraphModule) -> int:
@@ -34,7 +35,7 @@ def apply(gm: fx.GraphModule) -> int:
             source, axis, index = arguments
             size = source.meta["val"].shape[axis]
             edit.replace(node, _slice(gm, node, source, axis, index % size, 1))
-        elif node.target in _SQUEEZES:
+        elif node.target in _RESHAPES:
             edit.replace(node, _reshape(gm, node, node.args[0], node))
         elif node.target == ATEN.expand.default and _shape(node) == _shape(node.args[0]):
             edit.replace(node, node.args[0])

@@ -17,7 +17,6 @@ from edgekit.quantize.calibrate import BINS, calibrate
 from edgekit.quantize.prepare import as_module, export_program, prepare
 from edgekit.quantize.ranges import (
     KINDS,
-    find_ranges,
     least_expected_error_range,
     load_ranges,
     save_ranges,

@@ -41,7 +41,8 @@ class Odd(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.blocks(x)
-        return x + torch.linalg.matrix_exp(x)
+        added: torch.Tensor = x + torch.linalg.matrix_exp(x)
+        return added
 
 
 def saved(folder: Path, module: nn.Module, example: tuple[torch.Tensor, ...]) -> Path:

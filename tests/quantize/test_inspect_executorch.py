@@ -146,8 +146,8 @@ def test_damage_is_a_usage_error(files: Callable[[str], Path], tmp_path: Path) -
 _TABLES: dict[type[fb.Table], str] = {
     inspect_executorch._Tensor: "Tensor",
     inspect_executorch._Operator: "Operator",
-    inspect_executorch._KernelCall: "KernelCall",
-    inspect_executorch._DelegateCall: "DelegateCall",
+    inspect_executorch.KernelCall: "KernelCall",
+    inspect_executorch.DelegateCall: "DelegateCall",
     inspect_executorch._Chain: "Chain",
     inspect_executorch._DataReference: "BackendDelegateDataReference",
     inspect_executorch._Delegate: "BackendDelegate",

@@ -21,6 +21,7 @@ GONE = {
     ATEN.select.int,
     ATEN.squeeze.dim,
     ATEN.squeeze.dims,
+    ATEN.unsqueeze.default,
     ATEN.expand.default,
 }
 Outputs = torch.Tensor | Sequence[torch.Tensor]
@@ -51,6 +52,7 @@ class Moves(nn.Module):
         lambda x: x[0, 1, :, 2],
         lambda x: x[:, :1].squeeze(1),
         lambda x: x.expand(1, 6, 5, 7),
+        lambda x: x.unsqueeze(1),
     ],
 )
 def test_moves_the_same_values(function: Callable[[torch.Tensor], Outputs]) -> None:

@@ -1,0 +1,102 @@
+"""Each decomposition on the runtimes that need it: the file is made, runs, and is exact."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from edgekit import quality
+from edgekit.quantize import check, decompositions
+from edgekit.quantize.decompositions import DECOMPOSITIONS, decompose
+from edgekit.quantize.prepare import as_module, export_program, prepare, run
+from tests.quantize.cases import case
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A function of features (1, 8, 12, 12) that needs the decomposition ``name``."""
+
+    name: str
+    function: Callable[[torch.Tensor], torch.Tensor]
+
+
+def tokens(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(2).transpose(1, 2)
+
+
+def attention(x: torch.Tensor) -> torch.Tensor:
+    y = tokens(x)
+    return F.scaled_dot_product_attention(y, 2 * y, y + 1)
+
+
+def plain_attention(x: torch.Tensor) -> torch.Tensor:
+    y = tokens(x)[0]
+    mask = torch.ones(len(y), len(y), dtype=torch.bool).tril()
+    return F.scaled_dot_product_attention(y, y, y, attn_mask=mask)
+
+
+SAMPLES = {
+    "batches of attention": Sample("attention_rank", attention),
+    "attention of one": Sample("attention_rank", plain_attention),
+}
+
+
+class Net(nn.Module):
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(torch.relu(self.conv(x)[:, :, :12, :12]))
+
+
+def net(sample: str) -> nn.Module:
+    torch.manual_seed(0)
+    return Net(SAMPLES[sample].function).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_the_program_computes_the_same_and_names_stay(sample: str) -> None:
+    module, x = net(sample), (torch.randn(1, 3, 32, 32),)
+    program, _ = prepare(export_program(module, x), x)
+    (before,) = run(program, x)
+    names = {node.name for node in as_module(program).graph.nodes if len(node.users) == 1}
+    done = decompose(program, DECOMPOSITIONS[SAMPLES[sample].name][0])
+    assert [name for name, _ in done.parts.values()] == [SAMPLES[sample].name]
+    (after,) = run(program, x)
+    assert quality.sqnr_db(before.numpy(), after.numpy()) > 100
+    kept = {node.name for node in as_module(program).graph.nodes}
+    assert names - kept <= set(done.parts), "what is not taken apart is called as before"
+
+
+@pytest.mark.parametrize(
+    ("sample", "runtime"),
+    [(name, runtime) for name, s in SAMPLES.items() for runtime in DECOMPOSITIONS[s.name]],
+)
+def test_it_converts_runs_and_is_announced(sample: str, runtime: str, tmp_path: Path) -> None:
+    given = case(net(sample), tmp_path, ["x"])
+    artifact = given.export(runtime, "fp32", tmp_path / "out")
+    (found,) = given.run(artifact, runtime, tmp_path)
+    assert quality.sqnr_db(given.outputs[0], found) > 100
+    payload = {"runtime": runtime, "program": str(given.folder / "program.pt2")}
+    verdicts = check.check_worker(payload)
+    assert all(verdict["fate"] != "fails" for verdict in verdicts.values())
+    rewritten = [verdict["rewritten"] for verdict in verdicts.values() if verdict["rewritten"]]
+    assert rewritten == [SAMPLES[sample].name]
+
+
+def test_every_file_is_registered_and_has_a_sample() -> None:
+    folder = Path(decompositions.__file__).parent
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert files == set(DECOMPOSITIONS) == {sample.name for sample in SAMPLES.values()}
+    for name in files:
+        tree = ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree)
