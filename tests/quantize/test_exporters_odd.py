@@ -111,14 +111,6 @@ def test_tflite_outputs_that_share_a_value(
             lambda features, logits: logits.reshape(logits.shape),
             "cannot handle an output that is also used inside the model, or returned twice",
         ),
-        (
-            "onnx",
-            "fp32",
-            lambda features, logits: nn.functional.scaled_dot_product_attention(
-                logits[None], logits[None], logits[None]
-            ),
-            "cannot convert the model: AssertionError: only 4D query, key, and value are supported",
-        ),
     ],
 )
 def test_what_cannot_be_converted_is_said(
