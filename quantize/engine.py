@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from edgekit import codec
 from edgekit.data import SampleSet
 from edgekit.errors import SourceError
 from edgekit.quantize import graph, rewrites
@@ -134,10 +135,14 @@ class RepairSettings:
 
 @dataclass(frozen=True)
 class Repaired:
-    """The recipe as it was really made, and what each rung gave."""
+    """The recipe as it was really made, and what each rung gave.
+
+    ``digest`` stands for all that exporters are given: program, weights, ranges and float nodes.
+    """
 
     recipe: Recipe
     ladder: tuple[RungResult, ...]
+    digest: str
 
 
 def repair_program(
@@ -198,11 +203,13 @@ def repair_program(
     else:
         rungs = [RUNGS[name] for name in settings.rungs]
         steps, ladder = climb(work, rungs, saved, on_rung=on_step)
-    torch.export.save(re_export(work.program, example), folder / PROGRAM)
+    repaired = re_export(work.program, example)
+    torch.export.save(repaired, folder / PROGRAM)
     made = replace(
         recipe, steps=steps, ranges=work.kind, float_nodes=tuple(sorted(work.float_nodes))
     )
-    return Repaired(made, ladder)
+    parts = [_digest(repaired), codec.to_json(made), (folder / RANGES).read_text(encoding="utf-8")]
+    return Repaired(made, ladder, hashlib.sha256("\n".join(parts).encode()).hexdigest())
 
 
 def _rewritten(

@@ -16,7 +16,7 @@ from edgekit.bundle import Bundle, write_bundle, write_raw_tensor
 from edgekit.config import ProjectConfig
 from edgekit.data import open_samples
 from edgekit.errors import BundleError
-from edgekit.pipeline.steps import (
+from edgekit.pipeline.step_results import (
     ARTIFACT,
     EvaluateResult,
     ExportResult,

@@ -19,7 +19,7 @@ from edgekit.config import ProjectConfig
 from edgekit.errors import EdgekitError
 from edgekit.isolate import Job, Outcome, run_isolated, run_many
 from edgekit.pipeline.plan import Planner
-from edgekit.pipeline.steps import LoadResult
+from edgekit.pipeline.step_results import LoadResult
 from edgekit.pipeline.workspace import Workspace, load_result, unchanged
 from edgekit.progress import Progress, Quiet
 from edgekit.quantize.check import Operator, RuntimeCheck, Verdict

@@ -20,7 +20,7 @@ from edgekit.config import ProjectConfig
 from edgekit.errors import BundleError, EdgekitError, UsageError
 from edgekit.isolate import Job, Outcome, run_isolated, run_many
 from edgekit.pipeline.plan import Candidate, Planner
-from edgekit.pipeline.steps import ExportResult, LoadResult, SetResult
+from edgekit.pipeline.step_results import ExportResult, LoadResult, SetResult
 from edgekit.pipeline.workspace import Workspace, load_result, unchanged
 from edgekit.progress import Progress, Quiet
 from edgekit.quantize.error_advice import Case, advise, blame

@@ -17,7 +17,7 @@ from edgekit.bundle import Bundle
 from edgekit.config import ProjectConfig
 from edgekit.errors import UsageError
 from edgekit.isolate import Job
-from edgekit.pipeline.steps import (
+from edgekit.pipeline.step_results import (
     ARTIFACT,
     EvaluateResult,
     ExportResult,
@@ -160,7 +160,13 @@ class Planner:
         for wanted in self._wanted(loaded):
             recipe, runtime = wanted.recipe, wanted.runtime
             parts: list[Any] = [*base, recipe]
-            inputs = {"program": str(program), "ranges": "", "calibration": "", "repaired": ""}
+            inputs = {
+                "program": str(program),
+                "ranges": "",
+                "calibration": "",
+                "repaired": "",
+                "same": "",
+            }
             after = ""
             repair = None
             if recipe.scheme == "static":
@@ -172,6 +178,10 @@ class Planner:
                     "ranges": str(repair / "ranges.json"),
                     "calibration": sets["calibration"].path,
                     "repaired": str(repair),
+                    # What the artifact depends on beside the repaired program itself.
+                    "same": codec.to_json(
+                        [self._environment, loaded.inputs, runtime, sets["calibration"].id]
+                    ),
                 }
                 # Runtimes with the same variant share its repair.
                 if repairs.setdefault(after, repair) != repair:

@@ -21,7 +21,7 @@ from edgekit.errors import DataError, EdgekitError, ExportFailed, UsageError
 from edgekit.isolate import Job, Outcome, run_isolated, run_many
 from edgekit.pipeline.assemble import Made, assemble
 from edgekit.pipeline.plan import Candidate, Planner, recipes_for
-from edgekit.pipeline.steps import (
+from edgekit.pipeline.step_results import (
     EvaluateResult,
     ExportResult,
     LoadResult,

@@ -6,23 +6,32 @@ read from the folder. Heavy imports happen in here, never in the process that th
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import codec
 from edgekit.errors import SourceError
 from edgekit.files import sha256_file
-from edgekit.pipeline.workspace import making
+from edgekit.pipeline.step_results import (
+    ARTIFACT,
+    EvaluateResult,
+    ExportResult,
+    LoadResult,
+    ReferenceResult,
+    RepairResult,
+    SetResult,
+)
+from edgekit.pipeline.workspace import load_result, making
 from edgekit.types import (
     EvalResult,
-    Inspection,
     Metric,
     Preprocess,
     RawTensor,
     Recipe,
-    RungResult,
     TensorSpec,
 )
 
@@ -31,83 +40,8 @@ if TYPE_CHECKING:
     from edgekit.quality import Array
     from edgekit.sources import LoadedModel
 
-ARTIFACT = "artifact"
 #: Samples on which the prepared program is compared with the eager model.
 _CHECK_SAMPLES = 16
-
-
-@dataclass(frozen=True)
-class LoadResult:
-    """The model, exported. ``dependencies`` are (path, SHA-256) of the user's own files.
-
-    The last three are those of :class:`edgekit.quantize.engine.Prepared`.
-    """
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    weights_sha256: str
-    program_digest: str
-    passes: tuple[str, ...]
-    dependencies: tuple[tuple[str, str], ...]
-    notes: tuple[str, ...]
-    ops: tuple[str, ...]
-    rewrites: tuple[str, ...]
-    is_transformer: bool
-
-
-@dataclass(frozen=True)
-class SetResult:
-    """One sample set that was read and checked; ``path`` is its folder."""
-
-    path: str
-    id: str
-    n: int
-    labelled: bool
-    class_names: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ReferenceResult:
-    """The float model's outputs: tensors of all evaluation and all report samples.
-
-    ``prepared_sqnr_db`` is how well the prepared program agrees with the eager model.
-    """
-
-    choose: tuple[RawTensor, ...]
-    report: tuple[RawTensor, ...]
-    metric: Metric
-    choose_value: float | None
-    report_value: float | None
-    prepared_sqnr_db: float
-
-
-@dataclass(frozen=True)
-class RepairResult:
-    """The recipe as it was made, and what each rung of the ladder gave."""
-
-    recipe: Recipe
-    ladder: tuple[RungResult, ...]
-
-
-@dataclass(frozen=True)
-class ExportResult:
-    """One artifact."""
-
-    recipe: Recipe
-
-    tool_versions: dict[str, str]
-    inspection: Inspection
-    sha256: str
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class EvaluateResult:
-    """One artifact's quality on the host; ``golden`` are its outputs on the evaluation set."""
-
-    choose: EvalResult
-    report: EvalResult | None
-    golden: tuple[RawTensor, ...]
 
 
 def load(payload: dict[str, Any]) -> None:
@@ -239,21 +173,41 @@ def repair(payload: dict[str, Any]) -> None:
             train=open_samples(Path(payload["train"])) if payload["train"] else None,
             on_step=lambda name: print(name, flush=True),  # noqa: T201 - the job's log
         )
-        results.append(RepairResult(repaired.recipe, repaired.ladder))
+        results.append(RepairResult(repaired.recipe, repaired.ladder, repaired.digest))
 
 
 def export(payload: dict[str, Any]) -> None:
-    """Make one artifact and open it again to see what it holds."""
+    """Make one artifact and open it again to see what it holds.
+
+    Another budget or another evaluation set climbs the ladder anew and often ends at the same
+    program: what was made of it is taken again.
+    """
+    recipe = codec.from_json(Recipe, payload["recipe"], where="recipe")
+    step = Path(payload["step"])
+    if not payload["repaired"]:
+        _export(payload, recipe, step)
+        return
+    found = (Path(payload["repaired"]) / "result.json").read_bytes()
+    repaired = codec.from_json(RepairResult, found, where="repair")
+    key = hashlib.sha256((payload["same"] + repaired.digest).encode()).hexdigest()
+    made = step.with_name(f"artifact-{key[:24]}")
+    result = load_result(ExportResult, made) or _export(payload, repaired.recipe, made)
+    results: list[Any] = [result]
+    with making(step, results) as folder:
+        name = ARTIFACT + payload["extension"]
+        try:
+            os.link(made / name, folder / name)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(made / name, folder / name)
+
+
+def _export(payload: dict[str, Any], recipe: Recipe, step: Path) -> ExportResult:
     from edgekit.quantize.base import ExportRequest
     from edgekit.quantize.base import export as make
     from edgekit.quantize.inspect import inspect_file
 
-    recipe = codec.from_json(Recipe, payload["recipe"], where="recipe")
-    if payload["repaired"]:
-        found = (Path(payload["repaired"]) / "result.json").read_bytes()
-        recipe = codec.from_json(RepairResult, found, where="repair").recipe
     results: list[Any] = []
-    with making(Path(payload["step"]), results) as folder:
+    with making(step, results) as folder:
         request = ExportRequest(
             runtime=payload["runtime"],
             recipe=recipe,
@@ -264,15 +218,15 @@ def export(payload: dict[str, Any]) -> None:
             calibration=Path(payload["calibration"]) if payload["calibration"] else None,
         )
         versions = make(request)
-        results.append(
-            ExportResult(
-                recipe=recipe,
-                tool_versions=versions,
-                inspection=inspect_file(request.out),
-                sha256=sha256_file(request.out),
-                size_bytes=request.out.stat().st_size,
-            )
+        result = ExportResult(
+            recipe=recipe,
+            tool_versions=versions,
+            inspection=inspect_file(request.out),
+            sha256=sha256_file(request.out),
+            size_bytes=request.out.stat().st_size,
         )
+        results.append(result)
+    return result
 
 
 def evaluate(payload: dict[str, Any]) -> None:
@@ -381,8 +335,6 @@ def _read_tensor(folder: Path, tensor: RawTensor) -> Array:
 
 
 def _remove_folders(folder: Path) -> None:
-    import shutil
-
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

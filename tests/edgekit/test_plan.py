@@ -10,7 +10,7 @@ import pytest
 from edgekit.config import ProjectConfig
 from edgekit.isolate import Job
 from edgekit.pipeline.plan import Plan, Planner
-from edgekit.pipeline.steps import LoadResult, RepairResult, SetResult
+from edgekit.pipeline.step_results import LoadResult, RepairResult, SetResult
 from edgekit.pipeline.workspace import Workspace, making
 from edgekit.quantize.recipes import RECIPES
 from edgekit.types import TensorSpec
@@ -75,7 +75,7 @@ def test_an_exporter_may_stay_for_its_next_recipe_but_nothing_else_does(
 
 def test_a_finished_step_needs_no_job_and_no_waiting(project: ProjectConfig) -> None:
     first = by_name(plan(project))
-    repaired = [RepairResult(RECIPES["static_wi8_ai8"], ())]
+    repaired = [RepairResult(RECIPES["static_wi8_ai8"], (), "0" * 64)]
     with making(Path(first["repair static_wi8_ai8"].payload["step"]), repaired):
         pass
     jobs = by_name(plan(project))
