@@ -112,6 +112,7 @@ SOURCES: dict[str, str] = {
 TRANSPORTS: dict[str, str] = {
     "local": "edgekit.targets.local:LocalTransport",
     "ssh": "edgekit.targets.ssh:SshTransport",
+    "virtual": "edgekit.targets.virtual.transport:VirtualTransport",
 }
 
 RECIPES: tuple[str, ...] = (

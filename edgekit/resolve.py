@@ -12,6 +12,8 @@ from edgekit.errors import UsageError
 from edgekit.suggest import did_you_mean
 from edgekit.types import Target
 
+#: How the names of emulated devices begin; `edgekit virtual list` shows them.
+_VIRTUAL = "virtual-"
 _LOCAL = Target(name="local", transport="local", address="")
 
 
@@ -26,7 +28,8 @@ def resolve_target(text: str, known: Mapping[str, Target]) -> Target:
     """The target that ``text`` names.
 
     Args:
-        text: a key of ``known``, a profile, ``ssh://user@host:port``, ``adb:SERIAL`` or ``local``.
+        text: a key of ``known``, a profile, ``ssh://user@host:port``, ``adb:SERIAL``, ``local`` or
+            the name of an emulated device, such as ``virtual-rpi4``.
         known: the targets of edgekit.toml.
 
     Raises:
@@ -84,6 +87,10 @@ def _from_text(text: str) -> Target | None:
     if text.startswith("adb:"):
         serial = text.removeprefix("adb:")
         return Target(name=serial or "adb", transport="adb", address=serial)
+    if text.startswith(_VIRTUAL):
+        board = text.split("-")[1]
+        profile = board if board in profile_names() else ""
+        return Target(name=text, transport="virtual", address=text, profile=profile)
     if text in profile_names():
         return Target(name=text, transport="ssh", address=text, profile=text)
     return None

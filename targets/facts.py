@@ -43,7 +43,7 @@ def parse_facts(raw: Mapping[str, Any]) -> DeviceFacts:
         mem_total_bytes=parse_mem_total(files.get("/proc/meminfo", "")),
         disk_free_bytes=_int(raw.get("disk_free_bytes"), 0),
         emulated=is_emulated(files, arch, str(raw.get("qemu_cpu", ""))),
-        soc=parse_soc(files.get("/proc/device-tree/compatible", "")),
+        soc=parse_soc(_device_tree(files, "compatible")),
     )
 
 
@@ -101,7 +101,7 @@ def is_emulated(files: Mapping[str, str], arch: str, qemu_cpu: str) -> bool:
     A virtual board: no such hardware is sold. A VM on real cores of its own architecture is none.
     """
     kernel = files.get("/proc/sys/kernel/arch", "").strip()
-    board = files.get("/proc/device-tree/compatible", "")
+    board = _device_tree(files, "compatible")
     cpuinfo = files.get("/proc/cpuinfo", "")
     return (
         bool(qemu_cpu)
@@ -118,13 +118,19 @@ def _arch(machine: str, bits: object) -> str:
 
 
 def _model(files: Mapping[str, str]) -> str:
-    board = files.get("/proc/device-tree/model", "").strip("\0\n ")
+    board = _device_tree(files, "model").strip("\0\n ")
     if board:
         return board
     match = re.search(r"^model name\s*:\s*(.+)$", files.get("/proc/cpuinfo", ""), re.MULTILINE)
     if match:
         return match.group(1).strip()
     return files.get("/sys/class/dmi/id/product_name", "").strip()
+
+
+def _device_tree(files: Mapping[str, str], name: str) -> str:
+    """A property of the board; where /proc does not lead to the tree, sysfs holds it."""
+    base = "/sys/firmware/devicetree/base"
+    return files.get(f"/proc/device-tree/{name}") or files.get(f"{base}/{name}", "")
 
 
 def _matching(files: Mapping[str, str], name: str) -> list[str]:

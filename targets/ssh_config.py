@@ -14,7 +14,7 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +93,10 @@ def parse_address(text: str) -> Address:
 def route(target: Target) -> tuple[Hop, ...]:
     """The servers on the way to a target: its jump hosts, then itself.
 
-    ``target.options`` understood here: ``identity`` (a private key file) and ``jump`` (as
-    ProxyJump); both win over the configuration. An address that is the name of the target's
-    profile means the ssh configuration's host of that name, else the profile's own host.
+    ``target.options`` understood here: ``identity`` (a private key file), ``jump`` (as ProxyJump)
+    and ``known_hosts`` (the one file of known host keys); all win over the configuration.
+    An address that is the name of the target's profile means the ssh configuration's host of that
+    name, else the profile's own host.
 
     Raises:
         UsageError: the address, an option or the configuration is wrong.
@@ -106,7 +107,11 @@ def route(target: Target) -> tuple[Hop, ...]:
     jump = target.options.get("jump")
     if target.profile and address == Address(target.profile):
         address = _host_of_profile(target.profile)
-    return tuple(_hops(address, jump, identity, depth=0))
+    hops = tuple(_hops(address, jump, identity, depth=0))
+    if known_hosts := target.options.get("known_hosts"):
+        own = replace(hops[-1], known_hosts=_files(known_hosts), hash_names=False)
+        hops = (*hops[:-1], own)
+    return hops
 
 
 def _host_of_profile(profile: str) -> Address:

@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "status": "Show what is active on a device.",
     "rollback": "Return to the release that was active before.",
     "targets": "List, add, show, trust and remove the devices to deploy to.",
+    "virtual": "Start, stop and list emulated devices, for want of a board.",
     "gc": "Remove what no active or previous release on a device needs.",
     "results": "List the recorded measurements.",
     "report": "Write the HTML report of a run.",

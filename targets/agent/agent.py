@@ -873,6 +873,8 @@ FACT_FILES = [
     "/proc/meminfo",
     "/proc/device-tree/model",
     "/proc/device-tree/compatible",
+    "/sys/firmware/devicetree/base/model",
+    "/sys/firmware/devicetree/base/compatible",
     "/proc/sys/kernel/arch",
     "/etc/os-release",
     "/sys/class/dmi/id/product_name",
