@@ -51,11 +51,21 @@ class Transport(Protocol):
         """
         ...
 
-    def put(self, local: Path, remote: str, on_bytes: Callable[[int], None] | None = None) -> None:
+    def put(
+        self,
+        local: Path,
+        remote: str,
+        on_bytes: Callable[[int], None] | None = None,
+        *,
+        keep: int = 0,
+    ) -> None:
         """Copies a file to the absolute path ``remote``, whose folder exists, replacing it.
 
         A copy that is cut may leave a part of the file; durability is the caller's business.
-        ``on_bytes`` receives the number of bytes sent since its last call.
+
+        Args:
+            on_bytes: receives the number of bytes sent since its last call.
+            keep: so many bytes at the beginning are known to be there already, and are not sent.
         """
         ...
 

@@ -11,6 +11,7 @@ import getpass
 import hashlib
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from typing import Any
 from edgekit.errors import DeviceError
 from edgekit.progress import Progress
 from edgekit.targets.agent import agent as device_agent
+from edgekit.targets.answer import Answer, parse_answer, shortened
 from edgekit.targets.base import Transport
 from edgekit.targets.runtimes import AGENT_DIR
 
@@ -45,25 +47,34 @@ if data and not there:
 print(json.dumps({"root": root, "agent": path if there else "", "python": sys.version_info[:2]}))
 """
 
+#: The longest that one request for the lock waits on the device.
+_LOCK_TURN_S = 20.0
+
+#: Locks that this process holds now: what else it owns on a device was left by a lost connection.
+_held_here: set[str] = set()
+
 _REMEDIES = {
     "busy": "Wait until it has ended, or try again later.",
+    "measuring": "It goes on by itself; the command that started it joins it, and "
+    "`edgekit probe --fetch` gets what it found.",
     "space": "Free space on the device: `edgekit gc`, or remove files of yours.",
     "hash": "Try again. If it happens again, the device's storage or memory is failing.",
     "damaged": "Run `edgekit status --verify` for details, and deploy again.",
-    "lost": "Another session took the device over; try again.",
+    "lost": "The device was restarted, or another session took it over; try again.",
 }
 
 
 class AgentRefused(DeviceError):
     """The agent answered a request with an error.
 
-    ``kind`` is the agent's own word: busy, lost, incomplete, hash, space, damaged, invalid,
-    nothing or os.
+    ``kind`` is the agent's own word: busy, measuring, lost, incomplete, hash, space, damaged,
+    invalid, nothing or os. ``answer`` is all that it said.
     """
 
-    def __init__(self, message: str, *, kind: str) -> None:
+    def __init__(self, message: str, *, kind: str, answer: Answer) -> None:
         super().__init__(message, remedy=_REMEDIES.get(kind, ""))
         self.kind = kind
+        self.answer = answer
 
 
 @dataclass(frozen=True)
@@ -93,9 +104,9 @@ class Channel:
         op: str,
         *,
         timeout_s: float = 120.0,
-        on_event: Callable[[dict[str, Any]], None] | None = None,
+        on_event: Callable[[Answer], None] | None = None,
         **fields: Any,
-    ) -> dict[str, Any]:
+    ) -> Answer:
         """One request to the agent.
 
         Args:
@@ -109,10 +120,12 @@ class Channel:
             DeviceError: the answer is none.
             LinkLost: the connection broke.
         """
-        ended: list[dict[str, Any]] = []
+        ended: list[Answer] = []
 
         def line(text: str) -> None:
-            event = _parsed(text, self.name)
+            if ended:
+                raise DeviceError(f"{self.name}: the device goes on after its answer to {op!r}.")
+            event = parse_answer(text, self.name)
             if event.get("event") in ("result", "error"):
                 ended.append(event)
             elif on_event is not None:
@@ -126,57 +139,78 @@ class Channel:
             on_line=line,
         )
         if not ended:
-            last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no output"]
             raise DeviceError(
                 f"{self.name}: the agent ended without an answer to {op!r} "
-                f"(code {done.returncode}): {last[0]}"
+                f"(code {done.returncode}): {_last_line(done.stderr)}"
             )
-        (answer,) = ended[-1:]
+        (answer,) = ended
         if answer["event"] == "error":
-            raise AgentRefused(
-                f"{self.name}: {answer.get('message')}.", kind=str(answer.get("kind"))
-            )
+            message, kind = (shortened(str(answer.get(key)), 500) for key in ("message", "kind"))
+            raise AgentRefused(f"{self.name}: {message}.", kind=kind, answer=answer)
         return answer
 
     @contextlib.contextmanager
     def locked(
-        self, what: str, *, seconds: float, progress: Progress, wait_s: float, job: str = ""
+        self, what: str, *, progress: Progress, wait_s: float, job: str = ""
     ) -> Iterator[Channel]:
         """Holds the device's lock; gives the channel to use meanwhile.
 
         Args:
             what: the operation, for those who have to wait.
-            seconds: how long the lock may stand without a sign of life; every step renews it.
             progress: told when somebody else holds the lock.
             wait_s: how long to wait for the lock.
             job: a job that may hold the lock already, to be adopted.
 
         Raises:
-            AgentRefused: kind ``busy``: somebody else still works with the device.
+            AgentRefused: kind ``busy`` or ``measuring``: somebody else still works with the device.
         """
+        owner = {**device_agent.identity(os.getpid()), "session": secrets.token_hex(8)}
+        _held_here.add(owner["session"])
+        try:
+            answer = self._take_lock(what, owner, job, progress, time.monotonic() + wait_s)
+            held = replace(self, token=answer.text("token"), incoming=answer.path("incoming"))
+            try:
+                yield held
+            finally:
+                with contextlib.suppress(DeviceError):  # others find it stale after a while
+                    held.call("unlock")
+        finally:
+            _held_here.discard(owner["session"])
+
+    def _take_lock(
+        self, what: str, owner: dict[str, Any], job: str, progress: Progress, deadline: float
+    ) -> Answer:
         who = f"{what} by {_user()} (process {os.getpid()})"
-        owner = device_agent.identity(os.getpid())
-        lock = functools.partial(
-            self.call, "lock", who=who, owner=owner, seconds=seconds, job=job or None
-        )
-        deadline, told = time.monotonic() + wait_s, False
+        ask = functools.partial(self.call, "lock", who=who, owner=owner, job=job or None)
+        gone: object = None
+        told, turn_s = False, 0.0
         while True:
             try:
-                answer = lock()
-                break
+                return ask(wait_s=turn_s, gone=gone, timeout_s=turn_s + 60)
             except AgentRefused as refused:
-                if refused.kind != "busy" or time.monotonic() >= deadline:
+                other = refused.answer.get("owner")
+                left = deadline - time.monotonic()
+                if refused.kind == "busy" and other != gone and _was_ours(other):
+                    gone = other
+                    continue
+                if refused.kind not in ("busy", "measuring") or left <= 0:
                     raise
                 if not told:
                     progress.log(f"{refused.message} Waiting.")
                     told = True
-                time.sleep(0.5)
-        held = replace(self, token=str(answer["token"]), incoming=str(answer["incoming"]))
-        try:
-            yield held
-        finally:
-            with contextlib.suppress(DeviceError):  # it runs out by itself
-                held.call("unlock")
+                turn_s = min(left, _LOCK_TURN_S)
+
+
+def _was_ours(owner: Any) -> bool:
+    """Whether a lock's owner was a process of this machine and is gone, or a lock of this process
+    that a lost connection left behind."""
+    if not isinstance(owner, dict) or owner.get("table") != device_agent.process_table():
+        return False
+    if not owner["table"] or not isinstance(owner.get("pid"), int):
+        return False
+    if owner["pid"] == os.getpid() and device_agent.alive(owner):
+        return owner.get("session") not in _held_here
+    return not device_agent.alive(owner)
 
 
 def open_channel(transport: Transport, *, name: str, python: str, workdir: str) -> Channel:
@@ -194,31 +228,25 @@ def open_channel(transport: Transport, *, name: str, python: str, workdir: str) 
             [python, "-I", "-S", "-c", _BOOT, workdir, digest], stdin=stdin, timeout_s=60
         )
         if done.returncode != 0:
-            last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no output"]
             raise DeviceError(
-                f"{name}: the agent could not be started with {python}: {last[0]}",
+                f"{name}: the agent could not be started with {python}: {_last_line(done.stderr)}",
                 remedy="The device needs Python 3.9 or later and a writable work folder.",
             )
-        answer = _parsed(done.stdout.decode("utf-8", "replace"), name)
-        version = answer.get("python")
-        if not isinstance(version, list) or tuple(version) < (3, 9):
+        answer = parse_answer(done.stdout.decode("utf-8", "replace"), name)
+        version = answer.items_of("python", int)
+        if tuple(version) < (3, 9):
             raise DeviceError(
-                f"{name}: {python} is version {version}; the agent needs 3.9 or later.",
+                f"{name}: {python} is version {version[:3]}; the agent needs 3.9 or later.",
                 remedy="Install a newer python3 on the device or name one in the target's options.",
             )
         if answer.get("agent"):
-            return Channel(transport, name, python, str(answer["root"]), str(answer["agent"]))
+            return Channel(transport, name, python, answer.path("root"), answer.path("agent"))
     raise DeviceError(f"{name}: the agent could not be stored.")
 
 
-def _parsed(text: str, name: str) -> dict[str, Any]:
-    try:
-        event = json.loads(text)
-    except (ValueError, RecursionError):
-        event = None
-    if not isinstance(event, dict):
-        raise DeviceError(f"{name}: the device answered with something else: {text[:200]!r}")
-    return event
+def _last_line(stderr: bytes) -> str:
+    lines = stderr.decode("utf-8", "replace").strip().splitlines()
+    return shortened(lines[-1], 500) if lines else "no output"
 
 
 def _user() -> str:

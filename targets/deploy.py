@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,13 @@ from typing import Any
 from edgekit.bundle import Bundle
 from edgekit.errors import DeviceError
 from edgekit.progress import Progress
+from edgekit.targets.answer import Answer
 from edgekit.targets.channel import Channel
 from edgekit.targets.runtimes import Runtime
 from edgekit.types import Activation, Artifact, RawTensor
 
 #: Uploaded files are committed when so many bytes wait: what a cut can lose stays small.
 COMMIT_BYTES = 8 * 2**20
-#: Slower links than this do not finish an upload within the lock's time.
-SLOWEST_BYTES_PER_S = 50_000
 RESERVE_BYTES = 16 * 2**20
 
 
@@ -32,7 +32,8 @@ class Blob:
 
 @dataclass(frozen=True, slots=True)
 class PushReport:
-    """What a push sent and what the device had already."""
+    """What a push sent and what the device had already; of a file that an earlier push had sent in
+    part, only the rest counts as sent."""
 
     sent_bytes: int
     sent_blobs: int
@@ -73,9 +74,12 @@ def push(
     wanted = {blob.sha256: blob for blob in blobs}
     asked = [{"sha256": b.sha256, "size": b.size_bytes} for b in wanted.values()]
     answer = channel.call("missing", blobs=asked, verify=verify, timeout_s=1800)
-    missing = [wanted[sha256] for sha256 in answer["missing"] if sha256 in wanted]
-    total = sum(blob.size_bytes for blob in missing)
-    free = int(answer["free_bytes"])
+    told = set(answer.items_of("missing", str))
+    missing = [blob for sha256, blob in wanted.items() if sha256 in told]
+    parts = answer.object_of("parts")
+    there = {blob.sha256: _resumable(blob, parts) for blob in missing}
+    total = sum(blob.size_bytes - there[blob.sha256] for blob in missing)
+    free = answer.number("free_bytes")
     if missing and total + RESERVE_BYTES > free:
         raise DeviceError(
             f"{channel.name}: {total / 1e6:.1f} MB are to be sent and {free / 1e6:.1f} MB free.",
@@ -85,7 +89,12 @@ def push(
         with progress.stage(f"push to {channel.name}", total) as stage:
             waiting: list[Blob] = []
             for blob in missing:
-                channel.transport.put(blob.path, f"{channel.incoming}/{blob.sha256}", stage.advance)
+                channel.transport.put(
+                    blob.path,
+                    f"{channel.incoming}/{blob.sha256}",
+                    stage.advance,
+                    keep=there[blob.sha256],
+                )
                 waiting.append(blob)
                 if sum(b.size_bytes for b in waiting) >= COMMIT_BYTES:
                     _commit(channel, waiting)
@@ -94,9 +103,25 @@ def push(
     return PushReport(total, len(missing), len(wanted) - len(missing))
 
 
-def lock_seconds(blobs: Iterable[Blob]) -> float:
-    """How long the lock may stand during the largest upload of all."""
-    return 120 + max((b.size_bytes for b in blobs), default=0) / SLOWEST_BYTES_PER_S
+def _resumable(blob: Blob, parts: Answer) -> int:
+    """How many bytes of a file the device holds already: none, unless they are those of ours. After
+    a power cut a file may have any content, whatever its size."""
+    if blob.sha256 not in parts:
+        return 0
+    part = parts.object_of(blob.sha256)
+    size = part.number("size")
+    if not 0 < size <= blob.size_bytes:
+        return 0
+    return size if _prefix_sha256(blob.path, size) == part.text("sha256") else 0
+
+
+def _prefix_sha256(path: Path, size: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while size > 0 and (chunk := file.read(min(size, 1 << 20))):
+            digest.update(chunk)
+            size -= len(chunk)
+    return digest.hexdigest()
 
 
 def _commit(channel: Channel, blobs: Sequence[Blob]) -> None:
@@ -136,14 +161,14 @@ def make_release(channel: Channel, bundle: Bundle, blobs: Mapping[str, Blob]) ->
     answer = channel.call(
         "release", model=bundle.manifest.model.name, manifest=bundle.digest, links=links
     )
-    return str(answer["release"])
+    return answer.text("release")
 
 
 def switch(
     channel: Channel, bundle: Bundle, release: str, artifact: Artifact, threads: int, runtime: str
 ) -> tuple[Activation, bool]:
     """Makes the release current; returns what is active, and whether that is a change."""
-    active = {
+    choice = {
         "release": release,
         "artifact_id": artifact.id,
         "path": artifact.path,
@@ -151,8 +176,9 @@ def switch(
         "runtime_dir": runtime,
         "threads": threads,
     }
-    answer = channel.call("activate", model=bundle.manifest.model.name, active=active)
-    return read_activation(answer["active"], channel.name), bool(answer["changed"])
+    answer = channel.call("activate", model=bundle.manifest.model.name, active=choice)
+    active = read_activation(answer.object_of("active"), channel.name)
+    return active, answer.get("changed") is True
 
 
 def rollback(channel: Channel, model: str) -> Activation:
@@ -161,21 +187,19 @@ def rollback(channel: Channel, model: str) -> Activation:
     Raises:
         AgentRefused: kind ``nothing``: there is nothing to return to.
     """
-    return read_activation(channel.call("rollback", model=model)["active"], channel.name)
+    answer = channel.call("rollback", model=model)
+    return read_activation(answer.object_of("active"), channel.name)
 
 
-def read_activation(active: Any, name: str) -> Activation:
+def read_activation(found: dict[str, Any], name: str) -> Activation:
     """An ``active.json`` of the device as an Activation."""
-    try:
-        previous = active["previous"]
-        return Activation(
-            model=str(active["model"]),
-            release=str(active["release"]),
-            artifact_id=str(active["artifact_id"]),
-            runtime=str(active["runtime"]),
-            threads=int(active["threads"]),
-            previous=None if previous is None else str(previous),
-            activated_utc=str(active["activated_utc"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise DeviceError(f"{name}: an activation there cannot be read: {error!r}.") from error
+    active = Answer(found, name)
+    return Activation(
+        model=active.text("model"),
+        release=active.text("release"),
+        artifact_id=active.text("artifact_id"),
+        runtime=active.text("runtime"),
+        threads=active.number("threads"),
+        previous=None if active.get("previous") is None else active.text("previous"),
+        activated_utc=active.text("activated_utc"),
+    )

@@ -20,6 +20,7 @@ from edgekit.errors import (
 )
 from edgekit.progress import Progress, Quiet
 from edgekit.targets import deploy, golden, runtimes
+from edgekit.targets.answer import shortened
 from edgekit.targets.base import Transport
 from edgekit.targets.channel import Channel, open_channel
 from edgekit.targets.deploy import PushReport
@@ -30,7 +31,8 @@ from edgekit.types import Activation, Artifact, DeviceFacts, ProbeRequest, Probe
 
 #: A process that takes longer than this, beside its timed loop, hangs.
 TIMEOUT_S = 300.0
-LOCK_WAIT_S = 60.0
+#: Longer than the agent takes to call the lock of a vanished owner stale.
+LOCK_WAIT_S = 150.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ class Device:
 
     def facts(self) -> DeviceFacts:
         """What the device says about itself now."""
-        self._facts = parse_facts(self.channel.call("facts")["facts"])
+        self._facts = parse_facts(self.channel.call("facts").object_of("facts"))
         return self._facts
 
     def runtime(self, name: str) -> runtimes.Runtime:
@@ -152,7 +154,7 @@ class Device:
         blobs = deploy.bundle_blobs(bundle, artifacts)
         for runtime in setting.runtimes.values():
             blobs += deploy.runtime_blobs(runtime)
-        with self._locked("push", blobs, progress) as held:
+        with self._locked("push", progress) as held:
             report = deploy.push(held, blobs, progress=progress)
             for runtime in setting.runtimes.values():
                 deploy.place_runtime(held, runtime)
@@ -225,7 +227,7 @@ class Device:
         setting = self._setting([artifact])
         linked = deploy.release_blobs(bundle, artifact)
         blobs = [*linked.values(), *deploy.runtime_blobs(runtime)]
-        with self._locked("deploy", blobs, progress) as held:
+        with self._locked("deploy", progress) as held:
             deploy.push(held, blobs, progress=progress or self._progress, verify=True)
             deploy.place_runtime(held, runtime, verify=True)
             release = deploy.make_release(held, bundle, linked)
@@ -244,7 +246,7 @@ class Device:
         Raises:
             DeviceError: there is nothing to return to.
         """
-        with self._locked("rollback", (), None) as held:
+        with self._locked("rollback", None) as held:
             return deploy.rollback(held, model)
 
     def status(self, verify: bool = False) -> DeviceStatus:
@@ -255,21 +257,21 @@ class Device:
         """
         answer = self.channel.call("status", verify=verify, timeout_s=1800)
         return DeviceStatus(
-            tuple(deploy.read_activation(a, self.target.name) for a in answer["activations"]),
-            tuple(str(problem) for problem in answer["problems"]),
+            tuple(
+                deploy.read_activation(a, self.target.name)
+                for a in answer.items_of("activations", dict)
+            ),
+            tuple(shortened(problem, 1000) for problem in answer.items_of("problems", str)),
         )
 
     def gc(self) -> int:
         """Removes what no activation and no previous one needs; returns the bytes freed."""
-        with self._locked("gc", (), None) as held:
-            return int(held.call("gc", timeout_s=1800)["removed_bytes"])
+        with self._locked("gc", None) as held:
+            return held.call("gc", timeout_s=1800).number("removed_bytes")
 
-    def _locked(
-        self, what: str, blobs: Sequence[deploy.Blob], progress: Progress | None
-    ) -> AbstractContextManager[Channel]:
+    def _locked(self, what: str, progress: Progress | None) -> AbstractContextManager[Channel]:
         return self.channel.locked(
             what,
-            seconds=deploy.lock_seconds(blobs),
             progress=progress or self._progress,
             wait_s=self._option("lock_wait_s", LOCK_WAIT_S),
         )

@@ -57,9 +57,7 @@ def check_runtime(device: Device, name: str, *, progress: Progress) -> RuntimeCh
         runtime = device.runtime(name)
         version = runtime.version
         blobs = deploy.runtime_blobs(runtime)
-        with device.channel.locked(
-            "doctor", seconds=deploy.lock_seconds(blobs), progress=progress, wait_s=LOCK_WAIT_S
-        ) as held:
+        with device.channel.locked("doctor", progress=progress, wait_s=LOCK_WAIT_S) as held:
             deploy.push(held, blobs, progress=progress)
             deploy.place_runtime(held, runtime)
             ended = runner_exit(

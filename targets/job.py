@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 FOLLOW_S = 60.0
 LINK_RETRIES = 5
+#: Beyond the time limits of its steps, a job that still says that it runs is not believed.
+GRACE_S = 120.0
+#: Between two calls, for a device that answers at once that it still measures.
+PAUSE_S = 0.2
 
 
 def job_id(steps: Sequence[Mapping[str, Any]], gate: Mapping[str, float]) -> str:
@@ -46,7 +50,11 @@ def run_job(
 
     Raises:
         LinkLost: after LINK_RETRIES attempts.
+        DeviceError: it does not end within the time limits of its steps.
     """
+    waiting = float(gate.get("wait_s", 0.0))
+    limit_s = GRACE_S + sum(float(step["timeout_s"]) + waiting for step in steps)
+    deadline = time.monotonic() + limit_s
     try:
         held.call("start", job=job, steps=list(steps), gate=dict(gate))
         offset, lost = 0, 0
@@ -79,8 +87,14 @@ def run_job(
                 time.sleep(min(2.0**lost, 20.0) / 4)
                 continue
             lost = 0
-            if answer["state"] != "running":
+            if answer.get("state") != "running":
                 return
+            if time.monotonic() > deadline:
+                raise DeviceError(
+                    f"{held.name}: the measurement did not end within {limit_s:.0f} s, "
+                    "which all its steps together may take."
+                )
+            time.sleep(PAUSE_S)
     except LinkLost:
         raise
     except BaseException:

@@ -45,10 +45,20 @@ class LocalTransport:
         with _started(argv) as process:
             return _Exchange(process, stdin, on_line).until(time.monotonic() + timeout_s, argv[0])
 
-    def put(self, local: Path, remote: str, on_bytes: Callable[[int], None] | None = None) -> None:
+    def put(
+        self,
+        local: Path,
+        remote: str,
+        on_bytes: Callable[[int], None] | None = None,
+        *,
+        keep: int = 0,
+    ) -> None:
         """See :meth:`edgekit.targets.base.Transport.put`."""
         try:
-            with open(local, "rb") as source, open(remote, "wb") as sink:
+            with open(local, "rb") as source, open(remote, "r+b" if keep else "wb") as sink:
+                sink.truncate(keep)
+                source.seek(keep)
+                sink.seek(keep)
                 while chunk := source.read(CHUNK):
                     sink.write(chunk)
                     if on_bytes is not None:

@@ -90,7 +90,7 @@ def probe(
     for candidate in candidates:
         if error := setting.unusable.get(candidate.artifact.runtime):
             candidate.fail(error)
-    before = parse_facts(channel.call("facts")["facts"])
+    before = parse_facts(channel.call("facts").object_of("facts"))
     for candidate in candidates:
         if candidate.failure is not None:
             on_result(candidate.result(before))
@@ -141,14 +141,14 @@ def _measure(
     blobs += [blob for runtime in used.values() for blob in deploy.runtime_blobs(runtime)]
     with channel.locked(
         "probe",
-        seconds=deploy.lock_seconds(blobs),
         progress=progress,
         wait_s=setting.wait_s,
         job=job,
     ) as held:
-        on_push(deploy.push(held, blobs, progress=progress))
+        # Hashed on the device, for a damaged file must neither be measured nor lose to others.
+        on_push(deploy.push(held, blobs, progress=progress, verify=True))
         for runtime in used.values():
-            deploy.place_runtime(held, runtime)
+            deploy.place_runtime(held, runtime, verify=True)
         with progress.stage(f"probe on {channel.name}", len(steps)) as stage:
             run_job(held, job, steps, setting.gate, _Watch(order, candidates, stage, report).event)
         replays = {id(candidates[s.candidate]): i for i, s in enumerate(order) if s.round is None}
@@ -196,13 +196,15 @@ class _Watch:
         self._stage = stage
         self._report = report
         self._left = [sum(s.candidate == i for s in order) for i in range(len(candidates))]
+        self._seen: set[int] = set()
 
     def event(self, event: dict[str, Any]) -> None:
         index = event.get("index")
         if event.get("event") != "step" or not isinstance(index, int):
             return
-        if not 0 <= index < len(self._order):
+        if not 0 <= index < len(self._order) or index in self._seen:
             raise DeviceError(f"The device reported a step {index} that nobody asked for.")
+        self._seen.add(index)
         number = self._order[index].candidate
         candidate = self._candidates[number]
         if candidate.failure is not None:
@@ -266,7 +268,7 @@ def replay(
     what = f"{artifact.id} ({threads} threads)"
 
     def event(event: dict[str, Any]) -> None:
-        if event.get("event") == "step":
+        if event.get("event") == "step" and not ended:
             ended.append(judge(runner_exit(event), what=what))
 
     n = bundle.manifest.golden.n

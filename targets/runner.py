@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from edgekit.errors import RunnerFailed
+from edgekit.targets.answer import printable
 from edgekit.types import BYTES_PER_ELEMENT
 
 #: One latency takes at most 13 digits and two separators; MAX_RUNS of them fit with room to spare.
@@ -247,7 +248,7 @@ def _text(document: dict[str, Any], key: str) -> str:
     value = document.get(key)
     if not isinstance(value, str) or len(value) > 200:
         raise ValueError(f"{key} is not a short text")
-    return value
+    return printable(value)
 
 
 def _tensors(document: dict[str, Any], key: str) -> tuple[TensorReport, ...]:

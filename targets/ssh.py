@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -96,24 +95,32 @@ class SshTransport:
             raise DeviceError(f"{argv[0]} could not be started: {reason(ended)}.")
         return output.completed(_whole(ended.get("code")))
 
-    def put(self, local: Path, remote: str, on_bytes: Callable[[int], None] | None = None) -> None:
+    def put(
+        self,
+        local: Path,
+        remote: str,
+        on_bytes: Callable[[int], None] | None = None,
+        *,
+        keep: int = 0,
+    ) -> None:
         """See :meth:`edgekit.targets.base.Transport.put`; resumes by itself."""
         try:
             size = local.stat().st_size
         except OSError as error:
             raise DeviceError(f"{local.name} could not be copied to {remote}: {error}.") from error
-        progress = _Progress(on_bytes)
+        progress = _Progress(on_bytes, keep)
 
         def copy(attempt: int) -> None:
-            header = {"verb": "put", "path": remote, "size": size, "resume": attempt > 0}
+            most = size if attempt else keep
+            header = {"verb": "put", "path": remote, "size": size, "keep": most}
             with self._exchange(header) as exchange:
                 offset = 0
-                if attempt:
-                    there = _whole(exchange.until_begun(math.inf).get("size"))
+                if most:
+                    there = _whole(exchange.until_begun().get("size"))
                     offset = min(size, max(0, there))
                     progress.confirmed = max(progress.confirmed, offset)
                 source = progress.counted(file_chunks(local, offset, size), offset)
-                ended = exchange.talk(source, lambda *frame: None, math.inf)
+                ended = exchange.talk(source, lambda *frame: None)
             if "failed" in ended:
                 raise DeviceError(f"{local.name} could not be copied to {remote}: {reason(ended)}.")
 
@@ -129,7 +136,7 @@ class SshTransport:
             raise DeviceError(f"{remote} could not be fetched: {error}.") from error
 
     def _fetch(self, remote: str, sink: IO[bytes], max_bytes: int) -> None:
-        progress = _Progress(None)
+        progress = _Progress(None, 0)
         identity: str | None = None
 
         def take(kind: bytes, content: bytes) -> None:
@@ -145,11 +152,11 @@ class SshTransport:
             offset = sink.tell()
             header = {"verb": "get", "path": remote, "offset": offset, "limit": max_bytes - offset}
             with self._exchange(header) as exchange:
-                begun = exchange.until_begun(math.inf).get("identity")
+                begun = exchange.until_begun().get("identity")
                 if offset and begun != identity:
                     raise DeviceError(f"{remote} changed on the device while it was fetched.")
                 identity = begun
-                ended = exchange.talk(iter(()), take, math.inf)
+                ended = exchange.talk(iter(()), take)
             if ended.get("failed") == "kind":
                 raise DeviceError(f"{remote} on the device is not a regular file.")
             if "failed" in ended:
@@ -185,12 +192,10 @@ class SshTransport:
         """The connection; a new one where there is none or it is dead."""
         if self._connection is None or not self._connection.alive:
             self._disconnect()
+            # What stayed away for so long is not waited for again.
+            patience_s, self._was_there = RECONNECT_S if self._was_there else 0.0, False
             self._connection = connect(
-                self._hops,
-                self._keys,
-                self._limits,
-                self._verify,
-                patience_s=RECONNECT_S if self._was_there else 0.0,
+                self._hops, self._keys, self._limits, self._verify, patience_s=patience_s
             )
             self._was_there = True
         return self._connection
@@ -234,10 +239,11 @@ class _Output:
         elif self._on_line is None:
             self._out += content
         else:
-            *lines, rest = (self._partial + content).split(b"\n")
-            self._partial = rest
-            for line in lines:
-                self._on_line(line.decode("utf-8", "replace"))
+            first, *others = content.split(b"\n")
+            self._partial += first
+            for rest in others:
+                self._on_line(self._partial.decode("utf-8", "replace"))
+                self._partial[:] = rest
 
     def completed(self, code: int) -> Completed:
         if self._on_line is not None and self._partial:
@@ -251,10 +257,10 @@ class _Progress:
     ``confirmed`` is how much is known to have arrived; what was sent may still be under way.
     """
 
-    def __init__(self, on_bytes: Callable[[int], None] | None) -> None:
+    def __init__(self, on_bytes: Callable[[int], None] | None, start: int) -> None:
         self._on_bytes = on_bytes
-        self.confirmed = 0
-        self._reached = 0
+        self.confirmed = start
+        self._reached = start
 
     def counted(self, chunks: Iterator[bytes], offset: int) -> Iterator[bytes]:
         for chunk in chunks:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import DeviceError, LinkLost
+from edgekit.targets.answer import shortened
 from edgekit.targets.runtimes import AGENT_DIR
 from edgekit.targets.ssh_connect import Connection, words
 
@@ -27,6 +28,8 @@ MAX_NOISE = 1 << 16
 MAX_FRAME = 1 << 20
 #: The device shows a sign of life every 5 s.
 SILENCE_S = 60.0
+#: A copy without one more byte for so long is given up; signs of life are none.
+STALL_S = 300.0
 #: What sshd's usual packets of 32 KiB carry.
 PACKET = 32768 - 64
 #: To open a channel and start the program there.
@@ -93,7 +96,7 @@ class Exchange:
         self._buffer = bytearray()
         self._greeted = False
         self._frames: deque[tuple[bytes, bytes]] = deque()
-        self._heard = time.monotonic()
+        self._heard = self._moved = time.monotonic()
         self.ended: dict[str, str] | None = None
         self._guard = _Guard(connection, OPEN_S)
         try:
@@ -117,43 +120,58 @@ class Exchange:
         finally:
             self._guard.end()
 
-    def talk(self, source: Iterator[bytes], on_frame: OnFrame, deadline: float) -> dict[str, str]:
+    def talk(
+        self, source: Iterator[bytes], on_frame: OnFrame, deadline: float | None = None
+    ) -> dict[str, str]:
         """Sends what ``source`` gives and passes on frames until the last one, which it returns.
 
-        ``deadline`` is a time of :func:`time.monotonic`, or infinity.
+        ``deadline`` is a time of :func:`time.monotonic`; without one it goes on as long as bytes
+        move, with pauses of STALL_S at most.
 
         Raises:
-            LinkLost: the connection broke, or there was silence.
+            LinkLost: the connection broke, there was silence, or no byte moved.
             OutOfTime: the deadline passed.
             DeviceError: what answers is not ``remote.py``, or it could not do it.
         """
         chunk = next(source, b"")
+        self._moved = time.monotonic()
         while True:
             while self._frames:
+                self._moved = time.monotonic()
                 on_frame(*self._frames.popleft())
             if self.ended is not None:
                 return self.ended
             wait = self._patience(deadline)
             if chunk:
                 self._channel.settimeout(0.05)
-                chunk = self._send_some(chunk) or next(source, b"")
+                left = self._send_some(chunk)
+                if len(left) < len(chunk):
+                    self._moved = time.monotonic()
+                chunk = left or next(source, b"")
                 wait = 0.0
             self._receive(wait)
 
-    def until_begun(self, deadline: float) -> dict[str, str]:
+    def until_begun(self) -> dict[str, str]:
         """Waits for the first frame, which says what is there.
 
         Raises:
             LinkLost, DeviceError: as in :meth:`talk`.
         """
+        self._moved = time.monotonic()
         while not self._frames and self.ended is None:
-            self._receive(self._patience(deadline))
+            self._receive(self._patience(None))
         return _parsed(self._frames.popleft()[1]) if self._frames else {}
 
-    def _patience(self, deadline: float) -> float:
+    def _patience(self, deadline: float | None) -> float:
         """Seconds to wait for the next byte."""
         now = time.monotonic()
-        if now >= deadline:
+        if deadline is None:
+            deadline = self._moved + STALL_S
+            if now >= deadline:
+                raise self._lost(
+                    f"the device shows signs of life, but no byte moved for {STALL_S:g} s"
+                )
+        elif now >= deadline:
             raise OutOfTime
         if now >= self._heard + SILENCE_S:
             raise self._lost(f"nothing was heard for {SILENCE_S:g} s")
@@ -229,7 +247,7 @@ class Exchange:
             return self._lost("it ended in the middle")
         last = said.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no output"]
         return DeviceError(
-            f"{self._name}: {self._python} could not be started: {last[0][:300]}",
+            f"{self._name}: {self._python} could not be started: {shortened(last[0], 300)}",
             remedy="The device needs Python 3.9 or later; the target's option python names another "
             "interpreter. Its user needs a login shell.",
         )
@@ -283,4 +301,4 @@ def byte_chunks(data: bytes) -> Iterator[bytes]:
 
 def reason(ended: Mapping[str, str]) -> str:
     """Why the device could not do it, in its own words, of a bearable length."""
-    return ended.get("message", "no reason given")[:300]
+    return shortened(ended.get("message", "no reason given"), 300)

@@ -39,7 +39,9 @@ CHUNK = 1 << 20
 MAX_TEXT = 1 << 18  # of one file among the facts
 MAX_REPORT = 4 << 20  # of a runner's stdout
 MAX_LOG = 1 << 16  # of a runner's stderr: its end
-JOB_KEPT_S = 24 * 3600  # results that nobody fetched
+JOB_KEPT_S = 24 * 3600  # results that nobody fetched, files that were half sent
+LEASE_S = 120.0  # without a sign of life from its owner, the lock may be taken
+RESERVE_BYTES = 16 << 20  # where less is free, nothing half sent is kept
 
 PATTERNS = {
     "name": r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}",
@@ -235,11 +237,13 @@ class Lock:
     """Who may change the device. The file's flock guards one step, its content the whole operation.
 
     A lock is stale, and anybody may take it, when the device has booted since; when its owner was a
-    process of this very machine and is gone; or when an owner elsewhere has let it run out. A
-    measuring worker keeps it fresh for as long as it lives.
+    process of this very machine and is gone; when the machine that asks says that the owner was a
+    process of its own and is gone; or when an owner elsewhere gave no sign of life for LEASE_S:
+    neither a step nor a byte of an upload. A measuring worker holds it for as long as it lives.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, root: Root, descriptor: int) -> None:
+        self._root = root
         self._descriptor = descriptor
         try:
             content = json.loads(os.pread(descriptor, 1 << 16, 0) or b"{}")
@@ -249,29 +253,39 @@ class Lock:
 
     def write(self, content: Dict[str, Any]) -> None:
         self.content = content
-        data = json.dumps(content).encode()
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, data, 0)
+        # Padded and written in place: a full disk has no block for a file that was cut to nothing.
+        os.pwrite(self._descriptor, json.dumps(content).encode().ljust(2048), 0)
+        os.ftruncate(self._descriptor, max(2048, len(json.dumps(content))))
         os.fsync(self._descriptor)
 
-    def held(self) -> bool:
-        if not self.content.get("token") or self.content.get("boot") != boot_id():
-            return False
-        if alive(self.content.get("worker")):
-            return True
+    def measuring(self) -> bool:
+        """Whether a worker of this lock still runs, whoever follows it."""
+        return self._is_of_this_boot() and alive(self.content.get("worker"))
+
+    def owned(self, gone: Any = None) -> bool:
+        """Whether somebody is at work; ``gone`` is an owner that is known to be no more."""
         owner = self.content.get("owner") or {}
+        if not self._is_of_this_boot() or not owner or owner == gone:
+            return False
         if owner.get("table") and owner["table"] == process_table():
             return alive(owner)
-        return _now() < float(self.content.get("expires", 0))
+        return _now() < float(self.content.get("expires", 0)) or self._uploading()
 
     def require(self, token: Any) -> None:
-        if not self.held() or self.content.get("token") != checked("token", token):
+        """Goes on for the holder of ``token``; also after its time, if nobody else came since."""
+        if not self._is_of_this_boot() or self.content.get("token") != checked("token", token):
             raise Refused("lost", "this operation no longer holds the device's lock")
-        self.renew(60)
+        self.renew()
 
-    def renew(self, seconds: float) -> None:
-        expires = max(float(self.content.get("expires", 0)), _now() + seconds)
-        self.write(dict(self.content, expires=expires))
+    def renew(self, seconds: float = LEASE_S) -> None:
+        self.write(dict(self.content, expires=_now() + max(seconds, LEASE_S)))
+
+    def _is_of_this_boot(self) -> bool:
+        return bool(self.content.get("token")) and self.content.get("boot") == boot_id()
+
+    def _uploading(self) -> bool:
+        incoming = self._root.at("store", "incoming", checked("token", self.content["token"]))
+        return any(_is_fresh(part, LEASE_S) for part in _entries(incoming))
 
 
 @contextlib.contextmanager
@@ -288,41 +302,102 @@ def exclusive(root: Root) -> Iterator[Lock]:
                 if time.monotonic() > deadline:
                     raise Refused("busy", "another operation is going on") from None
                 time.sleep(0.02)
-        yield Lock(descriptor)
+        yield Lock(root, descriptor)
     finally:
         os.close(descriptor)
 
 
 def op_lock(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
+    """Takes the lock; waits up to ``wait_s`` for it. Who has it is told with the refusal, so that
+    the host can say whether that was a process of its own, and is ``gone``."""
+    deadline = time.monotonic() + min(float(request.get("wait_s", 0)), 60.0)
+    while True:
+        try:
+            with exclusive(root) as lock:
+                return _take_lock(root, lock, request)
+        except Refused as refused:
+            if refused.kind not in ("busy", "measuring") or time.monotonic() >= deadline:
+                raise
+        time.sleep(0.1 + secrets.randbelow(200) / 1000)
+
+
+def _take_lock(root: Root, lock: Lock, request: Request) -> Dict[str, Any]:
     job = request.get("job")
-    with exclusive(root) as lock:
-        if lock.held() and not (job and lock.content.get("job") == checked("job", job)):
-            raise Refused("busy", "%s is working with this device" % lock.content.get("who"))
-        # A worker that lives on belongs to the job that the new owner asks for.
-        worker = lock.content.get("worker") if lock.held() else None
-        token = secrets.token_hex(16)
-        lock.write(
-            {
-                "token": token,
-                "boot": boot_id(),
-                "owner": request["owner"],
-                "who": str(request["who"])[:200],
-                "expires": _now() + min(float(request["seconds"]), 3600.0),
-                "job": job,
-                "worker": worker,
-            }
+    # A worker that lives on belongs to the job that the new owner asks for.
+    adopts = bool(job) and lock.content.get("job") == checked("job", job)
+    owned, measuring = lock.owned(request.get("gone")), lock.measuring()
+    if owned or (measuring and not adopts):
+        raise Refused(
+            "busy" if owned else "measuring",
+            "%s is working with this device" % lock.content.get("who"),
+            owner=lock.content.get("owner"),
         )
-        # What is there came from owners that are gone; an old upload that still trickles in can
-        # only reach its own folder.
-        shutil.rmtree(root.at("store", "incoming"), ignore_errors=True)
-        return {"token": token, "incoming": make_folder(root.at("store", "incoming", token))}
+    token = secrets.token_hex(16)
+    lock.write(
+        {
+            "token": token,
+            "boot": boot_id(),
+            "owner": request["owner"],
+            "who": str(request["who"])[:200],
+            "expires": _now() + LEASE_S,
+            "job": job,
+            "worker": lock.content.get("worker") if measuring else None,
+        }
+    )
+    incoming = root.at("store", "incoming", token)
+    # A full disk must not keep anybody from cleaning up; an upload is refused for it anyway.
+    with contextlib.suppress(OSError):
+        _adopt_parts(root, incoming)
+    return {"token": token, "incoming": incoming}
+
+
+def _adopt_parts(root: Root, incoming: str) -> None:
+    """Takes over what earlier uploads left half sent; who still writes to it only reaches a copy
+    that is gone. The host compares its hash before it goes on from there."""
+    earlier = _entries(root.at("store", "incoming"))
+    parts = [part for folder in earlier for part in _entries(folder)]
+    if parts and _short_of_space(root):
+        parts = []
+    make_folder(incoming)
+    being_written = _open_files() if parts else set()
+    for part in parts:
+        state, name = os.lstat(part), os.path.basename(part)
+        if (stat.S_ISREG(state.st_mode) and state.st_size and _is_fresh(part)
+                and re.fullmatch(PATTERNS["sha256"], name)):  # fmt: skip
+            place = os.path.join(incoming, name)
+            if (state.st_dev, state.st_ino) in being_written:
+                shutil.copyfile(part, place)
+            else:
+                os.rename(part, place)
+    for folder in earlier:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _open_files() -> Set[Tuple[int, int]]:
+    """Device and inode of all files that this user's processes have open."""
+    found = set()
+    for path in glob.iglob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            state = os.stat(path)
+            found.add((state.st_dev, state.st_ino))
+    return found
+
+
+def _short_of_space(root: Root) -> bool:
+    space = os.statvfs(root.path)
+    return space.f_bavail * space.f_frsize < RESERVE_BYTES
 
 
 def op_unlock(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
+    """Gives the lock back. What was half sent stays for the next upload, unless space is short."""
     with exclusive(root) as lock:
         if lock.content.get("token") == checked("token", request["token"]):
-            shutil.rmtree(root.at("store", "incoming"), ignore_errors=True)
-            if alive(lock.content.get("worker")):  # left to finish by itself
+            incoming = root.at("store", "incoming", request["token"])
+            if _short_of_space(root):
+                shutil.rmtree(incoming, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                os.rmdir(incoming)
+            if lock.measuring():  # left to finish by itself
                 lock.write(dict(lock.content, owner=None, expires=0))
             else:
                 lock.write({})
@@ -333,17 +408,29 @@ def op_unlock(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
 
 
 def op_missing(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
-    """Which blobs the store lacks; with ``verify`` also those whose content is damaged."""
-    missing = []
-    for item in request["blobs"]:
-        path = root.blob(checked("sha256", item["sha256"]))
-        good = os.path.isfile(path) and os.path.getsize(path) == item["size"]
-        if good and request.get("verify"):
-            good = sha256_of(path) == item["sha256"]
-        if not good:
-            missing.append(item["sha256"])
+    """Which blobs the store lacks; with ``verify`` also those whose content is damaged. Of what was
+    half sent, ``parts`` tells how many bytes are there and their hash."""
+    missing, parts = [], {}
+    with exclusive(root) as lock:
+        lock.require(request["token"])
+        for item in request["blobs"]:
+            sha256, size = checked("sha256", item["sha256"]), int(item["size"])
+            path = root.blob(sha256)
+            good = os.path.isfile(path) and os.path.getsize(path) == size
+            if good and request.get("verify"):
+                good = sha256_of(path) == sha256
+            if good:
+                continue
+            missing.append(sha256)
+            part = root.at("store", "incoming", request["token"], sha256)
+            with contextlib.suppress(FileNotFoundError):
+                state = os.lstat(part)
+                if stat.S_ISREG(state.st_mode) and 0 < state.st_size <= size:
+                    parts[sha256] = {"size": state.st_size, "sha256": sha256_of(part)}
+        lock.renew()
     space = os.statvfs(root.path)
-    return {"missing": missing, "free_bytes": space.f_bavail * space.f_frsize}
+    free = space.f_bavail * space.f_frsize
+    return {"missing": missing, "parts": parts, "free_bytes": free}
 
 
 def op_commit(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
@@ -363,45 +450,82 @@ def op_commit(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
             os.chmod(part, 0o444)
             final = root.blob(sha256)
             make_folder(os.path.dirname(final))
+            replaces = os.path.lexists(final)
             os.rename(part, final)
             sync(os.path.dirname(final))
-            lock.renew(60)
+            if replaces:  # it was damaged, and so are the runtimes that share it
+                _renew_runtimes(root, sha256)
+            lock.renew()
             emit({"event": "stored", "sha256": sha256})
     return {}
+
+
+def _renew_runtimes(root: Root, sha256: str) -> None:
+    for folder in _entries(root.at("runtimes")):
+        with contextlib.suppress(Refused):
+            for name, item in read_json(os.path.join(folder, "runtime.json"))["files"].items():
+                if item.get("sha256") == sha256:
+                    place = os.path.join(folder, checked("name", name))
+                    _place_file(root.blob(sha256), place, item)
+                    sync(folder)
 
 
 # --- runtimes, releases, the switch ---------------------------------------------------------------
 
 
 def op_runtime(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
-    """Assembles a runtime's folder out of blobs, unless it is there (and, if asked, intact)."""
+    """Assembles a runtime's folder out of blobs, unless it is there; with ``verify``, what is
+    damaged in it is replaced, one file after the other, because something active may need it."""
     with exclusive(root) as lock:
         lock.require(request["token"])
         final = root.at("runtimes", checked("name", request["name"]))
-        description = json.loads(request["description"])
-        files = {checked("name", n): root.existing_blob(f["sha256"]) for n, f in
-                 description["files"].items()}  # fmt: skip
-        if os.path.isdir(final):
-            if not request.get("verify") or not list(_runtime_problems(final)):
-                return {"path": final}
-            shutil.rmtree(final)
-        with staged(final) as staging:
-            for name, blob in files.items():
-                target = os.path.join(staging, name)
-                if description["files"][name]["executable"]:
-                    os.chmod(blob, 0o555)
-                try:
-                    # A hard link, not a symbolic one: the loader finds $ORIGIN by the real path.
-                    os.link(blob, target)
-                except OSError:
-                    shutil.copy(blob, target)
-            with open(os.path.join(staging, "runtime.json"), "w", encoding="utf-8") as file:
-                file.write(request["description"])
+        files = json.loads(request["description"])["files"]
+        blobs = {checked("name", n): root.existing_blob(f["sha256"]) for n, f in files.items()}
+        if not os.path.isdir(final):
+            with staged(final) as staging:
+                for name, blob in blobs.items():
+                    _place_file(blob, os.path.join(staging, name), files[name])
+                _write_text(os.path.join(staging, "runtime.json"), request["description"])
+        elif request.get("verify") and list(_runtime_problems(final)):
+            for name, blob in blobs.items():
+                place = os.path.join(final, name)
+                if not os.path.isfile(place) or sha256_of(place) != files[name]["sha256"]:
+                    _place_file(blob, place, files[name])
+            write_durable(os.path.join(final, "runtime.json"), request["description"])
+        lock.renew()
     return {"path": final}
 
 
+def _place_file(blob: str, place: str, item: Dict[str, Any]) -> None:
+    """Puts a blob at its place in a runtime, whatever is there."""
+    if item["executable"]:
+        os.chmod(blob, 0o555)
+    temporary = "%s.%s.tmp" % (place, secrets.token_hex(4))
+    try:
+        # A hard link, not a symbolic one: the loader finds $ORIGIN by the real path.
+        os.link(blob, temporary)
+    except OSError:
+        shutil.copy(blob, temporary)
+        sync(temporary)
+    os.replace(temporary, place)
+
+
+def _write_text(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
 def _runtime_problems(path: str) -> Iterator[str]:
-    for name, item in read_json(os.path.join(path, "runtime.json")).get("files", {}).items():
+    description = os.path.join(path, "runtime.json")
+    try:
+        files = read_json(description).get("files", {})
+        # The folder's name holds the first digits of this file's hash.
+        if "+%s-" % sha256_of(description)[:8] not in os.path.basename(path):
+            raise Refused("damaged", "%s is damaged" % description)
+    except Refused as refused:
+        yield "%s: it does not have the content that its folder is named by" % refused
+        return
+    for name, item in files.items():
         file = os.path.join(path, name)
         if not os.path.isfile(file):
             yield "%s is missing" % file
@@ -451,26 +575,54 @@ def _previous(activation: str) -> Optional[str]:
     return os.path.realpath(link) if os.path.isdir(link) else None
 
 
+def _own_hash(document: Dict[str, Any]) -> str:
+    rest = {key: value for key, value in document.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _record(activation: str) -> Dict[str, Any]:
+    """An activation's ``active.json``, as apps on the device read it."""
+    path = os.path.join(activation, "active.json")
+    document = read_json(path)
+    if document.get("sha256") != _own_hash(document):
+        raise Refused("damaged", "%s is damaged: its content does not have its hash" % path)
+    return document
+
+
 def _active(activation: str) -> Dict[str, Any]:
-    """What an activation activates, as apps on the device read it, and what it came after."""
-    document = read_json(os.path.join(activation, "active.json"))
+    """What an activation activates, and what it came after."""
+    document = _record(activation)
     before = _previous(activation)
-    document["previous"] = (
-        read_json(os.path.join(before, "active.json")).get("release") if before else None
-    )
+    document["previous"] = os.path.basename(os.path.realpath(os.path.join(before, "release"))) if (
+        before) else None  # fmt: skip
     document["activation"] = os.path.basename(activation)
     return document
 
 
-def _switch(root: Root, model: str, active: Dict[str, Any]) -> Dict[str, Any]:
-    """Writes a new activation and turns ``current`` to it by one rename."""
+def _last_sound(root: Root, model: str) -> Optional[str]:
+    """The activation that a new one comes after: the current one, or the one before it where the
+    current one is damaged."""
+    with contextlib.suppress(Refused, OSError):
+        current = _current(root, model)
+        for activation in (current, current and _previous(current)):
+            if activation:
+                with contextlib.suppress(Refused):
+                    _record(activation)
+                    return activation
+    return None
+
+
+def _switch(
+    root: Root, model: str, active: Dict[str, Any], before: Optional[str]
+) -> Dict[str, Any]:
+    """Writes a new activation, which comes after ``before``, and turns ``current`` to it by one
+    rename."""
     release = root.release(model, active["release"])
     runtime = root.runtime(active["runtime_dir"])
     artifact = os.path.join(release, checked("path", active["path"]))
     if not os.path.isfile(artifact):
         raise Refused("incomplete", "%s has no %s" % (release, active["path"]))
     folder = make_folder(root.at("activations", checked("name", model)))
-    current = _current(root, model)
     number = max([int(name) for name in os.listdir(folder) if name.isdigit()] or [0]) + 1
     final = os.path.join(folder, str(number))
     document = dict(
@@ -482,12 +634,13 @@ def _switch(root: Root, model: str, active: Dict[str, Any]) -> Dict[str, Any]:
         runtime_path=os.path.relpath(runtime, final),
         artifact_path=os.path.relpath(artifact, final),
     )
+    document["sha256"] = _own_hash(document)
     with staged(final) as staging:
         os.symlink(os.path.relpath(release, final), os.path.join(staging, "release"))
-        if current:
-            os.symlink(os.path.relpath(current, final), os.path.join(staging, "previous"))
-        with open(os.path.join(staging, "active.json"), "w", encoding="utf-8") as file:
-            json.dump(document, file, indent=2, sort_keys=True)
+        if before:
+            os.symlink(os.path.relpath(before, final), os.path.join(staging, "previous"))
+        text = json.dumps(document, indent=2, sort_keys=True)
+        _write_text(os.path.join(staging, "active.json"), text)
     make_folder(root.at("current"))
     link_durable("../activations/%s/%d" % (model, number), root.at("current", model))
     return _active(final)
@@ -501,12 +654,12 @@ def op_activate(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
     with exclusive(root) as lock:
         lock.require(request["token"])
         wanted = {key: request["active"][key] for key in _CHOICE}
-        current = _current(root, request["model"])
-        if current:
-            active = _active(current)
+        before = _last_sound(root, checked("name", request["model"]))
+        if before and before == os.path.realpath(root.at("current", request["model"])):
+            active = _active(before)
             if {key: active.get(key) for key in _CHOICE} == wanted:
                 return {"active": active, "changed": False}
-        return {"active": _switch(root, request["model"], wanted), "changed": True}
+        return {"active": _switch(root, request["model"], wanted, before), "changed": True}
 
 
 def op_rollback(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
@@ -519,8 +672,9 @@ def op_rollback(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
         before = _previous(current)
         if before is None:
             raise Refused("nothing", "%s was never replaced: no previous one" % request["model"])
-        wanted = {key: read_json(os.path.join(before, "active.json"))[key] for key in _CHOICE}
-        return {"active": _switch(root, request["model"], wanted), "changed": True}
+        wanted = {key: _record(before)[key] for key in _CHOICE}
+        after = _last_sound(root, request["model"])
+        return {"active": _switch(root, request["model"], wanted, after), "changed": True}
 
 
 def _models(root: Root) -> List[str]:
@@ -568,6 +722,8 @@ def _activation_problems(root: Root, activation: str, verify: bool) -> Iterator[
     manifest = os.path.basename(os.path.realpath(os.path.join(release, "manifest.json")))
     if manifest[:16] != os.path.basename(release):
         yield "%s: the manifest is not that of this release" % release
+    if not os.path.lexists(os.path.join(release, checked("path", active["path"]))):
+        yield "%s has no %s" % (release, active["path"])
     for path, sha256 in _links(release):
         if not os.path.isfile(path):
             yield "%s is missing from the store" % path
@@ -603,6 +759,10 @@ def op_gc(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
         removed += _sweep(root.at("runtimes"), 1, runtimes)
         removed += _sweep(root.at("store", "sha256"), 2, blobs)
         removed += _sweep(root.at("spool"), 1, jobs)
+        removed += _sweep(root.at("store", "incoming"), 1,
+                          {root.at("store", "incoming", request["token"])})  # fmt: skip
+        removed += _sweep(root.at("current"), 1,
+                          {root.at("current", model) for model in _models(root)})  # fmt: skip
         removed += _sweep(root.at("agent"), 1, {os.path.realpath(__file__)})
     return {"removed_bytes": removed}
 
@@ -613,11 +773,12 @@ def _entries(folder: str) -> List[str]:
 
 def _sweep(folder: str, depth: int, keep: Set[str]) -> int:
     """Removes what lies ``depth`` levels down and is not to be kept; returns the bytes freed."""
-    if depth > 1:
-        return sum(_sweep(path, depth - 1, keep) for path in _entries(folder))
     removed = 0
     for path in _entries(folder):
-        if path not in keep:
+        # A link is never followed: what it leads to is not edgekit's.
+        if depth > 1 and not os.path.islink(path):
+            removed += _sweep(path, depth - 1, keep)
+        elif path not in keep:
             removed += _size(path)
             if os.path.isdir(path) and not os.path.islink(path):
                 shutil.rmtree(path)
@@ -645,12 +806,17 @@ def op_start(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
         folder = root.job(request["job"])
         state = job_state(folder)
         if state == "running" or (state == "done" and _is_fresh(folder, 3600)):
+            if state == "running":
+                lock.write(dict(lock.content, worker=_job_worker(folder)))
             return {"state": state, "adopted": True}
+        spool = root.at("spool")
+        _sweep(spool, 1, {path for path in _entries(spool) if _is_fresh(path)})
         for index, step in enumerate(request["steps"]):
             step_command(root, folder, index, step)  # what is wrong is said before anything runs
         shutil.rmtree(folder, ignore_errors=True)
         make_folder(folder)
-        document = {key: request.get(key) for key in ("steps", "gate", "token")}
+        document = {"steps": request["steps"], "gate": request.get("gate"),
+                    "who": lock.content.get("who")}  # fmt: skip
         write_durable(os.path.join(folder, "request.json"), json.dumps(document))
         with open(os.path.join(folder, "worker.log"), "wb") as log:
             process = subprocess.Popen(
@@ -683,13 +849,34 @@ def _job_worker(folder: str) -> Any:
     return None
 
 
-def _is_fresh(folder: str, seconds: float = JOB_KEPT_S) -> bool:
-    return 0 <= time.time() - os.path.getmtime(folder) < seconds
+def _is_fresh(path: str, seconds: float = JOB_KEPT_S) -> bool:
+    try:
+        return abs(time.time() - os.lstat(path).st_mtime) < seconds
+    except FileNotFoundError:
+        return False
+
+
+def op_jobs(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
+    """The jobs that run or whose results wait here, and how far each one is."""
+    jobs = []
+    for folder in _entries(root.at("spool"))[:100]:
+        with contextlib.suppress(Refused, OSError):
+            document = read_json(os.path.join(folder, "request.json"))
+            done = 0
+            events = os.path.join(folder, "events.jsonl")
+            with contextlib.suppress(FileNotFoundError), open(events, "rb") as file:
+                done = sum(line.startswith(b'{"event": "step"') for line in file)
+            jobs.append({"job": os.path.basename(folder), "state": job_state(folder), "done": done,
+                         "steps": len(document["steps"]), "who": document.get("who")})  # fmt: skip
+    return {"jobs": jobs}
 
 
 def op_follow(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
     """Passes on a job's events from byte ``offset``, for at most ``wait_s``."""
     folder, offset = root.job(request["job"]), int(request["offset"])
+    # To follow is a sign of life of the lock's owner; others only read.
+    with contextlib.suppress(Refused), exclusive(root) as lock:
+        lock.require(request["token"])
     deadline, pause = time.monotonic() + min(float(request["wait_s"]), 600.0), 0.02
     while True:
         state = job_state(folder)  # before reading, so that an end is never seen before its events
@@ -697,7 +884,7 @@ def op_follow(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
         with contextlib.suppress(FileNotFoundError):
             with open(os.path.join(folder, "events.jsonl"), "rb") as file:
                 file.seek(offset)
-                data = file.read(4 * MAX_REPORT)
+                data = file.read(4 * MAX_REPORT)  # more than one event can have
             for line in data[: data.rfind(b"\n") + 1].splitlines(keepends=True):
                 offset += len(line)
                 emit({"event": "line", "offset": offset, "line": json.loads(line)})
@@ -749,14 +936,13 @@ def work(root: Root, job: str) -> None:
     """The worker: runs a job's steps one after the other, each in a fresh process."""
     folder = root.job(job)
     request = read_json(os.path.join(folder, "request.json"))
+    # Also written by who started it, unless that was killed just now.
+    write_durable(os.path.join(folder, "worker.json"), json.dumps(identity(os.getpid())))
     failed: Set[str] = set()
     with open(os.path.join(folder, "events.jsonl"), "ab", buffering=0) as events:
         for index, step in enumerate(request["steps"]):
             if step["key"] in failed:
                 continue
-            with contextlib.suppress(Refused, OSError), exclusive(root) as lock:
-                if lock.content.get("token") == request["token"]:
-                    lock.renew(float(step["timeout_s"]) + 60)
             result = _run_step(root, folder, index, step, request.get("gate") or {})
             if result["returncode"] != 0:
                 failed.add(step["key"])
@@ -852,6 +1038,8 @@ def run_bounded(argv: List[str], folder: str, timeout_s: float) -> Dict[str, Any
         process.stdout.close()
         process.stderr.close()
     out, err = (bytes(text).decode("utf-8", "replace") for text in texts.values())
+    # What is no text grows sixfold as JSON.
+    endless = endless or len(json.dumps(out)) > 2 * MAX_REPORT
     if endless:
         out, err = "", "the runner wrote more than %d bytes to its stdout" % MAX_REPORT
     code = 70 if endless else process.returncode
@@ -863,6 +1051,9 @@ def op_selftest(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
     """Runs a runtime's own small test; tells how it ended, which is the host's to judge."""
     folder = root.runtime(request["runtime"])
     command = [*runtime_command(folder), "--selftest"]
+    with exclusive(root) as lock:
+        lock.require(request["token"])
+        lock.renew(float(request["limit_s"]) + LEASE_S)
     return run_bounded(command, root.path, float(request["limit_s"]))
 
 

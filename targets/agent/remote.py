@@ -209,14 +209,14 @@ def relay(link: Link, command: Command, left: int) -> None:
                 del kinds[descriptor]
 
 
-def put(link: Link, path: str, size: int, resume: bool) -> None:
-    """Writes a file, or goes on where an earlier copy of the same file was cut."""
+def put(link: Link, path: str, size: int, keep: int) -> None:
+    """Writes a file; of what is there already, it keeps at most so many bytes and goes on there."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK, 0o666)
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise OSError("not a regular file")
-        there = found.st_size if resume and found.st_size <= size else 0
+        there = min(found.st_size, keep)
         os.ftruncate(descriptor, there)
         os.lseek(descriptor, there, os.SEEK_SET)
         link.tell(b"A", size=there)
