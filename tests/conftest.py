@@ -10,9 +10,9 @@ from collections.abc import Generator
 
 import pytest
 
-from tests.fixtures.virtual import bookworm_device, trixie_device
+from tests.fixtures.virtual import bookworm_device, machine, trixie_device
 
-__all__ = ["bookworm_device", "trixie_device"]
+__all__ = ["bookworm_device", "machine", "trixie_device"]
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 

@@ -63,13 +63,15 @@ class Board:
 class System:
     """A release of Debian, which Raspberry Pi OS of the same name is made of.
 
-    ``mirror`` serves it; ``packages`` are what a device has, beside what they depend on.
+    ``mirror`` serves it; ``packages`` are what a device has, beside what they depend on;
+    ``kernel`` is the package that depends on its newest kernel.
     """
 
     name: str
     label: str
     mirror: str
     packages: tuple[str, ...]
+    kernel: str
 
 
 BOARDS: Mapping[str, Board] = {
@@ -97,13 +99,15 @@ _PACKAGES = (
     *("mawk", "mount", "ncurses-base", "openssh-server", "openssh-sftp-server", "passwd"),
     *("procps", "python3", "python3-venv", "sed", "tar", "util-linux", "ca-certificates"),
 )
+#: A tenth of the modules of linux-image-arm64, and all those of QEMU's virtual board.
+_KERNEL = "linux-image-cloud-arm64"
 _MIRROR = "http://deb.debian.org/debian"
 
 SYSTEMS: Mapping[str, System] = {
     system.name: system
     for system in (
-        System("bookworm", "Debian 12 (bookworm), Python 3.11", _MIRROR, _PACKAGES),
-        System("trixie", "Debian 13 (trixie), Python 3.13", _MIRROR, _PACKAGES),
+        System("bookworm", "Debian 12 (bookworm), Python 3.11", _MIRROR, _PACKAGES, _KERNEL),
+        System("trixie", "Debian 13 (trixie), Python 3.13", _MIRROR, _PACKAGES, _KERNEL),
     )
 }
 DEFAULT_BOARD, DEFAULT_SYSTEM = "rpi4", "bookworm"

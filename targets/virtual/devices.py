@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import signal
 import subprocess
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from edgekit.errors import DeviceError
 from edgekit.progress import Progress, Quiet
-from edgekit.targets.virtual import state, user_mode
+from edgekit.targets.virtual import state, user_mode, vm
 from edgekit.targets.virtual.boards import (
     Kind,
     board_of,
@@ -23,13 +20,13 @@ from edgekit.targets.virtual.boards import (
     system_of,
 )
 from edgekit.targets.virtual.host import is_root
+from edgekit.targets.virtual.kernel import kernel
 from edgekit.targets.virtual.layout import USER
 from edgekit.targets.virtual.network import greets
 from edgekit.targets.virtual.rootfs import rootfs
 from edgekit.targets.virtual.state import VirtualDevice
 
 START_S = 180.0
-STOP_S = 20.0
 
 
 def start(
@@ -70,18 +67,38 @@ def start(
             return found
         _remove(folder)
         tar = rootfs(release, home, progress, mirror=mirror)
+        booted = None
+        if kind == "vm":
+            booted = kernel(release, vm.INIT, home, progress, mirror=mirror)
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         device = VirtualDevice(name, board, system, kind, folder, "", 0, USER, 0, "", now)
         with progress.stage(f"Start {name}"):
             folder.mkdir(mode=0o700, parents=True)
             try:
-                device = user_mode.launch(device, model, tar, progress.log)
+                if booted is None:
+                    device = user_mode.launch(device, model, tar, progress.log)
+                else:
+                    device = vm.launch(device, model, tar, booted)
                 wait_for_ssh(device)
             except BaseException:
-                _end(device)
+                vm.kill(device)
                 _remove(folder)
                 raise
         return device
+
+
+def boot(device: VirtualDevice, limit_s: float = START_S) -> VirtualDevice:
+    """Powers a whole machine on again and waits until its SSH server answers.
+
+    Returns:
+        the device as it is now: its process is another one.
+
+    Raises:
+        DeviceError: it is no whole machine, runs already, or does not come up.
+    """
+    device = vm.boot(device)
+    wait_for_ssh(device, limit_s)
+    return device
 
 
 def devices(home: Path | None = None) -> list[VirtualDevice]:
@@ -117,7 +134,7 @@ def stop(name: str, home: Path | None = None) -> bool:
         there = folder.is_dir()
         device = _read(home, name)
         if device is not None:
-            _end(device)
+            vm.kill(device)
         _remove(folder)
         folder.with_suffix(".lock").unlink(missing_ok=True)
     return there
@@ -146,22 +163,6 @@ def _read(home: Path, name: str) -> VirtualDevice | None:
     with contextlib.suppress(DeviceError):
         return state.read(home, name)
     return None
-
-
-def _end(device: VirtualDevice) -> None:
-    """Kills a device's processes, as pulling the plug does."""
-    if not device.running:
-        return
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(device.pid, signal.SIGKILL)
-    # The first process of a namespace is gone only after all others of it are.
-    _wait(lambda: not device.running)
-
-
-def _wait(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + STOP_S
-    while not done() and time.monotonic() < deadline:
-        time.sleep(0.02)
 
 
 def _remove(folder: Path) -> None:

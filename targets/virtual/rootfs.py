@@ -28,9 +28,7 @@ _RECIPE = 1
 _STOP_S = 20.0
 
 
-def rootfs(
-    system: System, home: Path, progress: Progress, *, mirror: str = "", more: Sequence[str] = ()
-) -> Path:
+def rootfs(system: System, home: Path, progress: Progress, *, mirror: str = "") -> Path:
     """The tar file of a system, made once and kept.
 
     Args:
@@ -38,39 +36,57 @@ def rootfs(
         home: where it is kept.
         progress: told of every step.
         mirror: a mirror of Debian's to use instead of the system's.
-        more: packages beside the system's, such as a kernel.
 
     Raises:
         UsageError: mmdebstrap or the archive's keys are missing.
         DeviceError: it could not be made; says why.
     """
-    packages = (*system.packages, *more)
-    text = repr((_RECIPE, system.name, packages, mirror))
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    digest = fingerprint(_RECIPE, system.name, system.packages, mirror)
     path = home / "rootfs" / f"{system.name}-arm64-{digest}.tar"
     if path.exists():
         return path
+    with locked(path.with_suffix(".lock")):
+        if not path.exists():  # else made by somebody else meanwhile
+            what = f"Make the root file system of {system.label}, once"
+            unpack(system, system.packages, path, progress, what=what, mirror=mirror)
+    return path
+
+
+def fingerprint(*parts: object) -> str:
+    """A short name for what is made of these parts."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+def unpack(
+    system: System,
+    packages: Sequence[str],
+    path: Path,
+    progress: Progress,
+    *,
+    what: str,
+    mirror: str = "",
+) -> None:
+    """Makes a tar file of packages and all that they depend on; whole or not at all.
+
+    Whoever calls holds a lock for ``path``. Raises as :func:`rootfs`.
+    """
     tool = require("mmdebstrap")["mmdebstrap"]
     if not _KEYRING.exists():
         raise UsageError(
             f"{_KEYRING} is missing, by which packages of Debian are checked.",
             remedy="sudo apt-get install debian-archive-keyring",
         )
-    with locked(path.with_suffix(".lock")):
-        if path.exists():  # made by somebody else meanwhile
-            return path
-        for left in path.parent.glob(f".{path.stem}.*"):
-            left.unlink()  # by one who was killed: we hold the lock
-        # mmdebstrap tells by the extension what to make.
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}.tar")
-        try:
-            command = _command(tool, system, packages, mirror or system.mirror, temporary)
-            with progress.stage(f"Make the root file system of {system.label}, once") as stage:
-                _run(command, system, lambda note: stage.advance(note=note))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return path
+    for left in path.parent.glob(f".{path.stem}.*"):
+        left.unlink()  # by one who was killed: we hold the lock
+    # mmdebstrap tells by the extension what to make.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tar")
+    try:
+        command = _command(tool, system, packages, mirror or system.mirror, temporary)
+        with progress.stage(what) as stage:
+            _run(command, what, lambda note: stage.advance(note=note))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _command(
@@ -94,7 +110,7 @@ def _command(
     ]
 
 
-def _run(command: Sequence[str], system: System, note: Callable[[str], None]) -> None:
+def _run(command: Sequence[str], what: str, note: Callable[[str], None]) -> None:
     last: deque[str] = deque(maxlen=5)
     process = subprocess.Popen(
         command,
@@ -121,6 +137,6 @@ def _run(command: Sequence[str], system: System, note: Callable[[str], None]) ->
     if code:
         said = "; ".join(line for line in last if line.startswith(("E:", "W:"))) or "; ".join(last)
         raise DeviceError(
-            f"The root file system of {system.label} could not be made: {said}",
+            f"{what}: mmdebstrap failed: {said}",
             remedy="Is Debian's mirror within reach? --mirror URL names another one.",
         )
