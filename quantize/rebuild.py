@@ -61,13 +61,13 @@ def to_modules(gm: fx.GraphModule, float_nodes: Collection[str] = ()) -> fx.Grap
                     "call_module", node.name, (load(node.args[0]),), {}, node.name
                 )
             else:
-                function = _FUNCTIONS.get(node.target, node.target)
+                function, args = _function(node, constants)
                 if function in _OPERATORS:
                     _refuse_keywords(node)
                 nodes[node] = rebuilt.create_node(
                     "call_function",
                     function,
-                    fx.node.map_arg(node.args, load),
+                    fx.node.map_arg(args, load),
                     fx.node.map_arg(node.kwargs, load),
                     node.name,
                 )
@@ -99,6 +99,20 @@ def _module(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
         return None
     _refuse_keywords(node)
     return build(gm, node)
+
+
+def _function(node: fx.Node, constants: Collection[fx.Node]) -> tuple[Any, tuple[Any, ...]]:
+    """What FX knows an operator by, and its arguments.
+
+    FX traces a Python operator whose first operand is a constant as a method of that tensor, which
+    it does not quantize: the constant of a sum or product goes second, a difference stays ATen's.
+    """
+    function = _FUNCTIONS.get(node.target, node.target)
+    if function not in _OPERATORS or node.args[0] not in constants:
+        return function, node.args
+    if function is operator.sub:
+        return node.target, node.args
+    return function, (node.args[1], node.args[0])
 
 
 def _refuse_keywords(node: fx.Node) -> None:

@@ -57,7 +57,20 @@ class Recurrent(nn.Module):
         return shifted
 
 
-NETS = [Rows, Pools, Recurrent]
+class LayerScale(nn.Module):
+    """Products, sums and differences whose first operand is a constant, as layer scales are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.register_buffer("scale", torch.linspace(0.2, 2, 4).view(4, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scaled: torch.Tensor = self.scale * self.conv(x)
+        return (self.scale - (self.scale + scaled)).relu()
+
+
+NETS = [Rows, Pools, Recurrent, LayerScale]
 
 
 def rebuilt(module: nn.Module, *inputs: torch.Tensor) -> torch.fx.GraphModule:
