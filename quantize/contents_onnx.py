@@ -9,10 +9,10 @@ import onnx
 
 from edgekit.quantize.contents import Contents, Placement, describe
 from edgekit.quantize.inspect_onnx import (
-    INT8_OPS,
     QUANTIZE_OPS,
     as_written,
     constant_bytes,
+    is_int8,
     optimised,
 )
 
@@ -72,7 +72,7 @@ def contents(path: Path) -> Contents:
 def _placement(node: onnx.NodeProto, kinds: list[str]) -> Placement:
     if node.op_type in QUANTIZE_OPS:
         return "convert"
-    if node.op_type in INT8_OPS or any("int8" in kind for kind in kinds):
+    if is_int8(node) or any("int8" in kind for kind in kinds):
         return "int8"
     return "float" if any("float" in kind or "double" in kind for kind in kinds) else "other"
 

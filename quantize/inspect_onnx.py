@@ -40,7 +40,11 @@ INT8_OPS = {
 _ZERO_POINT = {"ConvInteger": 2, "MatMulInteger": 2, "MatMulIntegerToFloat": 4}
 # Input, weights of the input and of the state.
 _RECURRENT = ("LSTM", "GRU", "RNN")
-_UNCOUNTED = ("Attention", *_RECURRENT, "Einsum", "MatMulNBits", "MatMulBnb4", "Conv")
+# ONNX Runtime's product with packed weights, which it makes of DequantizeLinear and MatMul.
+_PACKED = "MatMulNBits"
+#: Its attribute accuracy_level says what activations may become: this one int8, block by block.
+_PACKED_INT8 = 4
+_UNCOUNTED = ("Attention", *_RECURRENT, "Einsum", _PACKED, "MatMulBnb4", "Conv")
 QUANTIZE_OPS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
@@ -131,6 +135,9 @@ class _Graph:
                     x, w = (node.input[position] for position in operands)
                     macs = self._count(node, x, w)
                     arithmetic = self._arithmetic(node, x, w)
+                elif node.op_type == _PACKED and _integer(node, "bits", 4) == 8:
+                    macs = math.prod(self.shapes[node.output[0]]) * _integer(node, "K", 0)
+                    arithmetic = "dynamic" if is_int8(node) else "weight_only"
                 elif node.op_type in _RECURRENT:
                     x, *weights = (self.shapes[name] for name in node.input[:3])
                     macs = math.prod(x[:-1]) * sum(math.prod(w) for w in weights)
@@ -214,12 +221,24 @@ class _Graph:
         """Operators that produce float values, apart from those that change the type."""
         for node in self.nodes:
             kinds = [self.types.get(name, "") for name in node.output]
-            integer = node.op_type in QUANTIZE_OPS or node.op_type in INT8_OPS
-            if not integer and any("float" in kind for kind in kinds):
+            if node.op_type in QUANTIZE_OPS or is_int8(node):
+                continue
+            if any("float" in kind for kind in kinds):
                 yield node.op_type
 
     def has_bodies(self) -> bool:
         return any(a.HasField("g") or a.graphs for node in self.nodes for a in node.attribute)
+
+
+def is_int8(node: Any) -> bool:
+    """Whether an operator of the optimised graph multiplies int8 by int8."""
+    if node.op_type == _PACKED and _integer(node, "bits", 4) == 8:
+        return _integer(node, "accuracy_level", 0) == _PACKED_INT8
+    return node.op_type in INT8_OPS
+
+
+def _integer(node: Any, name: str, default: int) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == name), default)
 
 
 def optimised(path: Path, model: Any) -> _Graph:

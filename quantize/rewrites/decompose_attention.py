@@ -18,6 +18,7 @@ from edgekit.quantize.graph import ATEN
 from edgekit.quantize.rewrites import edit
 
 _SDPA = ATEN.scaled_dot_product_attention.default
+_FLOAT = torch.float32
 #: What a score that is masked out becomes. Finite, so that a row without any key gives no NaN.
 _MASKED = float(torch.finfo(torch.float32).min)
 
@@ -25,8 +26,8 @@ _MASKED = float(torch.finfo(torch.float32).min)
 def apply(gm: fx.GraphModule) -> int:
     """Write out every attention without mask, with a causal one, or with one that is added.
 
-    Exact up to float rounding, but for queries that may attend to no key at all: they get the mean
-    of all values where PyTorch gives zeros.
+    Exact up to float rounding. Queries that may attend to no key at all get zeros, as PyTorch
+    gives them: a mask that could hold such a row is looked at for one.
     """
     found = [node for node in gm.graph.nodes if node.target == _SDPA and _is_plain(node)]
     for node in found:
@@ -50,8 +51,8 @@ def _is_plain(node: fx.Node) -> bool:
 
 
 def _decompose(gm: fx.GraphModule, node: fx.Node) -> None:
-    def call(target: Any, *args: Any) -> fx.Node:
-        return edit.insert(gm, node, target, *args)
+    def call(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return edit.insert(gm, node, target, *args, **kwargs)
 
     def stacked(operand: Any) -> fx.Node:
         shape = operand.meta["val"].shape
@@ -79,4 +80,15 @@ def _decompose(gm: fx.GraphModule, node: fx.Node) -> None:
         )
     shares = call(ATEN.softmax.int, scores, -1)
     result = call(ATEN.bmm.default, shares, stacked(value))
-    edit.replace(node, call(ATEN.reshape.default, result, tuple(node.meta["val"].shape)))
+    result = call(ATEN.reshape.default, result, tuple(node.meta["val"].shape))
+    if mask is not None and _may_hide_all(gm, mask):
+        highest = call(ATEN.amax.default, mask, [-1], True)
+        attends = call(ATEN.ge.Scalar, highest, _MASKED)
+        result = call(ATEN.mul.Tensor, result, call(ATEN._to_copy.default, attends, dtype=_FLOAT))
+    edit.replace(node, result)
+
+
+def _may_hide_all(gm: fx.GraphModule, mask: fx.Node) -> bool:
+    """Whether a row of an added mask may be minus infinity throughout; False where it is not."""
+    known = graph.constant(gm, mask)
+    return known is None or bool((known.amax(-1) < _MASKED).any())

@@ -66,8 +66,15 @@ def test_weights_alone(small_vit: Case, net: str, runtime: str, tmp_path: Path) 
     artifact = given.export(runtime, "weight_only_wi8_afp32", tmp_path / "out")
     assert given.sqnr_db(artifact, runtime)[0] > WORKS_DB
     found = inspect_file(artifact)
-    assert found.int8_mac_share == 0 and any("weight-only" in note for note in found.notes)
     assert found.int8_weight_mac_share is not None and found.int8_weight_mac_share > 0.9
+    assert found.int8_mac_share == found.dynamic_mac_share, "no activation has a scale in the file"
+    if runtime == "onnx" and net == "vit":
+        # ONNX Runtime makes products of its own of these, which take activations as int8 blocks.
+        assert found.int8_mac_share > 0.85
+        assert "MatMulNBits" not in {count.op for count in found.outside_ops}
+    else:
+        assert found.int8_mac_share == 0
+        assert any("weight-only" in note for note in found.notes)
 
 
 def test_int16_activations(tmp_path: Path) -> None:

@@ -156,6 +156,44 @@ def test_weight_only_is_not_int8(tmp_path: Path) -> None:
     assert any("weight-only" in note for note in found.notes)
 
 
+def _packed_product(path: Path, bits: int, accuracy_level: int) -> Path:
+    """A file with ONNX Runtime's own product of 5 x 64 float by 64 x 16 packed weights."""
+    packed = np.zeros((16, 2, 32 * bits // 8), np.uint8)
+    node = helper.make_node(
+        "MatMulNBits", ["x", "w", "scales"], ["y"], domain="com.microsoft", K=64, N=16,
+        bits=bits, block_size=32, accuracy_level=accuracy_level,
+    )  # fmt: skip
+    graph = helper.make_graph(
+        [node],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [5, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [5, 16])],
+        [
+            numpy_helper.from_array(packed, "w"),
+            numpy_helper.from_array(np.ones(32, np.float32), "scales"),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(path))
+    return path
+
+
+@pytest.mark.parametrize(("accuracy_level", "int8"), [(4, 1), (1, 0)])
+def test_packed_weights_are_int8_as_far_as_activations_become_it(
+    accuracy_level: int, int8: int, tmp_path: Path
+) -> None:
+    found = inspect(_packed_product(tmp_path / "m.onnx", 8, accuracy_level))
+    assert found.macs == 5 * 64 * 16
+    assert (found.int8_mac_share, found.dynamic_mac_share) == (int8, int8)
+    assert found.int8_weight_mac_share == 1
+
+
+def test_weights_of_4_bits_are_not_counted(tmp_path: Path) -> None:
+    found = inspect(_packed_product(tmp_path / "m.onnx", 4, 4))
+    assert found.int8_mac_share is None
+    assert found.uncounted_ops == ("MatMulNBits",)
+
+
 def test_pairs_that_the_runtime_does_not_fuse_are_not_int8(tmp_path: Path) -> None:
     """Without a quantized output there is no QLinearConv, although the file looks like int8."""
     fused = _conv_model(tmp_path / "fused.onnx", quantize_input=True, quantize_output=True)

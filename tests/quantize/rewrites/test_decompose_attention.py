@@ -62,17 +62,39 @@ def test_masks_of_booleans_and_shared_heads_stay(options: dict[str, Any]) -> Non
     assert count == 0
 
 
-def test_a_query_without_any_key_gets_the_mean_of_the_values() -> None:
+def hiding_a_row() -> torch.Tensor:
+    return torch.zeros(3, 6).index_fill(0, torch.tensor(1), -torch.inf)
+
+
+def test_a_query_without_any_key_gets_zeros() -> None:
     inputs = operands(1, 1, 3, 4)
-    mask = torch.zeros(3, 6)
-    mask[1] = -torch.inf
-    gm = program(Attention(attn_mask=mask), *inputs)
-    (before,) = run(gm, inputs)
+    gm = program(Attention(attn_mask=hiding_a_row()), *inputs)
+    count, result, db = rewritten(gm, "decompose_attention", *inputs)
+    assert (count, db > 100) == (1, True)
+    assert not run(result, inputs)[0][0, 0, 1].any()
+
+
+class Masked(nn.Module):
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, m: torch.Tensor) -> Any:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=m)
+
+
+def test_a_mask_that_is_only_known_at_run_time_may_hide_all_keys() -> None:
+    inputs = operands(1, 1, 3, 4)
+    gm = program(Masked(), *inputs, torch.zeros(3, 6))
     rewrites.apply(gm, ["decompose_attention"])
-    (after,) = run(as_module(re_export(gm, inputs)), inputs)
-    others = [0, 2]
-    assert quality.sqnr_db(before[..., others, :].numpy(), after[..., others, :].numpy()) > 100
-    assert torch.allclose(after[0, 0, 1], inputs[2].mean(2)[0, 0], atol=1e-6)
+    changed = as_module(re_export(gm, (*inputs, torch.zeros(3, 6))))
+    for mask in (torch.zeros(3, 6), hiding_a_row()):
+        wanted = F.scaled_dot_product_attention(*inputs, attn_mask=mask)
+        (found,) = run(changed, (*inputs, mask))
+        assert quality.sqnr_db(wanted.numpy(), found.numpy()) > 100
+
+
+def test_masks_that_hide_no_row_cost_nothing() -> None:
+    inputs = operands(1, 2, 5, 8)
+    gm = program(Attention(attn_mask=torch.full((5, 6), -torch.inf).triu(1)), *inputs)
+    rewrites.apply(gm, ["decompose_attention"])
+    assert ATEN.amax.default not in targets(gm)
 
 
 def test_a_view_of_the_result_holds_whatever_its_layout() -> None:
