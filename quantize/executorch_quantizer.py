@@ -62,13 +62,17 @@ class DynamicQuantizer(XNNPACKQuantizer):  # type: ignore[misc]
 
 
 class CalibratedQuantizer(XNNPACKQuantizer):  # type: ignore[misc]
-    """Static INT8 with ReLU6 patterns, shared pads, known ranges and nodes that stay float."""
+    """Static INT8 with ReLU6 patterns, shared pads, known ranges and nodes that stay float.
+
+    After :meth:`annotate`, ``observes`` says that some ranges are not known and have observers.
+    """
 
     def __init__(
         self, ranges: Mapping[str, Range], kind: str, float_nodes: Collection[str]
     ) -> None:
         super().__init__()
         self._ranges, self._kind, self._float = ranges, kind, float_nodes
+        self.observes = False
         config = _config(dynamic=False)
         self._activation = config.input_activation
         self.set_global(config)
@@ -147,7 +151,10 @@ class CalibratedQuantizer(XNNPACKQuantizer):  # type: ignore[misc]
             )
 
     def _fixed(self, node: fx.Node, spec: Any) -> Any:
-        if spec is not self._activation or node.name not in self._ranges:
+        if spec is not self._activation:
+            return spec
+        if node.name not in self._ranges:
+            self.observes = True
             return spec
         grid = activation_grid(*self._ranges[node.name].of(self._kind))
         return FixedQParamsQuantizationSpec(

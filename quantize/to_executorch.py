@@ -5,14 +5,16 @@ INT8 goes through PT2E with the quantizers of :mod:`edgekit.quantize.executorch_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
+import numpy as np
 import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 from torch import fx
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
+from edgekit.data import open_samples
 from edgekit.files import write_atomic
 from edgekit.quantize.base import ExportRequest, example_inputs, tool_versions
 from edgekit.quantize.decompositions import load_program
@@ -55,6 +57,7 @@ def _forget_origins(gm: fx.GraphModule) -> None:
 def quantize(gm: fx.GraphModule, request: ExportRequest) -> fx.GraphModule:
     """PT2E INT8, static or dynamic: per-channel weights, activations on the calibrated grids."""
     recipe = request.recipe
+    seen: Iterable[tuple[torch.Tensor, ...]] = [example_inputs(request.inputs)]
     quantizer: DynamicQuantizer | CalibratedQuantizer
     if recipe.scheme == "dynamic":
         quantizer = DynamicQuantizer(dynamic_layers(gm, recipe.float_nodes))
@@ -63,12 +66,24 @@ def quantize(gm: fx.GraphModule, request: ExportRequest) -> fx.GraphModule:
         kept = float_closure(gm, recipe.float_nodes)
         quantizer = CalibratedQuantizer(load_ranges(request.ranges), recipe.ranges, kept)
     prepared = prepare_pt2e(gm, quantizer)
+    if isinstance(quantizer, CalibratedQuantizer) and quantizer.observes:
+        # What a decomposition put in has no range yet.
+        seen = _samples(request)
     with torch.inference_mode():
-        # One run for the weight observers; the activations' grids are fixed already.
-        prepared(*example_inputs(request.inputs))
+        # One run is enough for the weight observers, and the other activations' grids are fixed.
+        for inputs in seen:
+            prepared(*inputs)
     converted: fx.GraphModule = convert_pt2e(prepared)
     _unwrap_pads(converted)
     return converted
+
+
+def _samples(request: ExportRequest) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The calibration samples, one at a time."""
+    assert request.calibration is not None
+    stacks = open_samples(request.calibration).inputs
+    for i in range(len(stacks[0])):
+        yield tuple(torch.from_numpy(np.array(stack[i])) for stack in stacks)
 
 
 def _unwrap_pads(gm: fx.GraphModule) -> None:

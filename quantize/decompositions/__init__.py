@@ -30,7 +30,10 @@ Emit = Callable[..., fx.Node]
 
 #: Modules of this package, with the runtimes that they are for.
 DECOMPOSITIONS: dict[str, tuple[str, ...]] = {
+    "adaptive_max_pool": ("executorch", "onnx", "tflite"),
     "attention_rank": ("onnx",),
+    "output_padding": ("tflite",),
+    "planar_average": ("executorch",),
 }
 
 
