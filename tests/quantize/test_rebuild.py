@@ -66,8 +66,9 @@ class LayerScale(nn.Module):
         self.register_buffer("scale", torch.linspace(0.2, 2, 4).view(4, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scaled: torch.Tensor = self.scale * self.conv(x)
-        return (self.scale - (self.scale + scaled)).relu()
+        scale: torch.Tensor = self.scale  # type: ignore[assignment]
+        mixed: torch.Tensor = scale - (scale + scale * self.conv(x))
+        return mixed.relu()
 
 
 NETS = [Rows, Pools, Recurrent, LayerScale]

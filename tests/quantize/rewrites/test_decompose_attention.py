@@ -81,11 +81,12 @@ class Masked(nn.Module):
 
 def test_a_mask_that_is_only_known_at_run_time_may_hide_all_keys() -> None:
     inputs = operands(1, 1, 3, 4)
+    q, k, v = inputs
     gm = program(Masked(), *inputs, torch.zeros(3, 6))
     rewrites.apply(gm, ["decompose_attention"])
     changed = as_module(re_export(gm, (*inputs, torch.zeros(3, 6))))
     for mask in (torch.zeros(3, 6), hiding_a_row()):
-        wanted = F.scaled_dot_product_attention(*inputs, attn_mask=mask)
+        wanted = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         (found,) = run(changed, (*inputs, mask))
         assert quality.sqnr_db(wanted.numpy(), found.numpy()) > 100
 
