@@ -12,12 +12,13 @@ EXAMPLE := examples/efficientnet_lite0
 # For example: make test PYTEST='tests/edgekit -k bundle'
 PYTEST :=
 
-.PHONY: help demo test photos lint format types pytest venv system-packages clean
+.PHONY: help demo test photos lint format types pytest venv wheel system-packages clean
 
 help:
 	@echo 'make demo     set everything up, then quantize, measure and activate EfficientNet-Lite0 here'
 	@echo 'make test     set everything up, then lint, type-check and test'
 	@echo 'make venv     only the environment (.venv)'
+	@echo 'make wheel    build dist/*.whl with the ExecuTorch runners for 64-bit ARM and x86_64'
 	@echo 'make format   format the code'
 	@echo 'make clean    remove what demo and test made, but for .venv'
 
@@ -59,11 +60,16 @@ system-packages:
 
 venv: $(STAMP)
 
+# The wheel carries the runners, so that those who install it need no compiler.
+wheel: system-packages $(STAMP)
+	PATH="$(BIN):$$PATH" edgekit runtimes build
+	$(BIN)/python -m build --wheel
+
 # Reinstalled only when one of these files changes; a newer pin is then upgraded in place.
 $(STAMP): pyproject.toml constraints.txt .ci/make-venv
 	@.ci/make-venv $(VENV) $(EXTRAS)
 	@touch $@
 
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis htmlcov .coverage*
+	rm -rf build dist targets/agent/built *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis htmlcov .coverage*
 	rm -rf $(addprefix $(EXAMPLE)/,photos bundle runs without-test.toml)

@@ -6,6 +6,7 @@ Only transport methods are used, so a channel is the same to this machine and ac
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import getpass
 import hashlib
@@ -30,6 +31,10 @@ from edgekit.targets.runtimes import AGENT_DIR
 _BOOT = """
 import hashlib, json, os, sys, tempfile
 os.umask(0o077)
+def failed(kind, error, trace):
+    if issubclass(kind, OSError): print(json.dumps({"errno": error.errno, "root": root}))
+    else: sys.__excepthook__(kind, error, trace)
+sys.excepthook = failed
 root = os.path.abspath(os.path.expanduser(sys.argv[1]))
 want, folder = sys.argv[2], os.path.join(root, "agent")
 path, data = os.path.join(folder, want + ".py"), sys.stdin.buffer.read()
@@ -39,9 +44,13 @@ if data and not there:
     if not good(data): sys.exit("the agent arrived damaged")
     os.makedirs(folder, exist_ok=True)
     fd, temporary = tempfile.mkstemp(dir=folder)
-    with open(fd, "wb") as f:
-        f.write(data); f.flush(); os.fsync(fd)
-    os.replace(temporary, path)
+    try:
+        with open(fd, "wb") as f:
+            f.write(data); f.flush(); os.fsync(fd)
+        os.replace(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise
     fd = os.open(folder, os.O_RDONLY); os.fsync(fd); os.close(fd)
     there = True
 print(json.dumps({"root": root, "agent": path if there else "", "python": sys.version_info[:2]}))
@@ -53,6 +62,11 @@ _LOCK_TURN_S = 20.0
 #: Locks that this process holds now: what else it owns on a device was left by a lost connection.
 _held_here: set[str] = set()
 
+READ_ONLY = (
+    "Make it writable (sudo mount -o remount,rw /; with an overlay, turn it off in raspi-config), "
+    "or name a folder elsewhere as the target's `workdir`. A card that turned read-only by itself "
+    "is failing."
+)
 _REMEDIES = {
     "busy": "Wait until it has ended, or try again later.",
     "measuring": "It goes on by itself; the command that started it joins it, and "
@@ -61,14 +75,24 @@ _REMEDIES = {
     "hash": "Try again. If it happens again, the device's storage or memory is failing.",
     "damaged": "Run `edgekit status --verify` for details, and deploy again.",
     "lost": "The device was restarted, or another session took it over; try again.",
+    "readonly": READ_ONLY,
 }
+#: Why edgekit's folder on the device cannot be written, and what to do.
+_UNWRITABLE = {
+    errno.EROFS: ("is on a read-only file system", READ_ONLY),
+    errno.ENOSPC: ("is on a full disk", "Free some space there, or name a folder on another disk "
+                   "as the target's `workdir`."),
+    errno.EDQUOT: ("is over its user's quota", "Free some space there."),
+    errno.EACCES: ("may not be written by its user", "Name a folder that the user owns as the "
+                   "target's `workdir`."),
+}  # fmt: skip
 
 
 class AgentRefused(DeviceError):
     """The agent answered a request with an error.
 
-    ``kind`` is the agent's own word: busy, measuring, lost, incomplete, hash, space, damaged,
-    invalid, nothing or os. ``answer`` is all that it said.
+    ``kind`` is the agent's own word: busy, measuring, lost, incomplete, hash, space, readonly,
+    damaged, invalid, nothing or os. ``answer`` is all that it said.
     """
 
     def __init__(self, message: str, *, kind: str, answer: Answer) -> None:
@@ -227,12 +251,14 @@ def open_channel(transport: Transport, *, name: str, python: str, workdir: str) 
         done = transport.run(
             [python, "-I", "-S", "-c", _BOOT, workdir, digest], stdin=stdin, timeout_s=60
         )
-        if done.returncode != 0:
+        if done.returncode != 0 and not done.stdout:
             raise DeviceError(
                 f"{name}: the agent could not be started with {python}: {_last_line(done.stderr)}",
                 remedy="The device needs Python 3.9 or later and a writable work folder.",
             )
         answer = parse_answer(done.stdout.decode("utf-8", "replace"), name)
+        if "errno" in answer:
+            raise _unwritable(answer, name)
         version = answer.items_of("python", int)
         if tuple(version) < (3, 9):
             raise DeviceError(
@@ -247,6 +273,15 @@ def open_channel(transport: Transport, *, name: str, python: str, workdir: str) 
 def _last_line(stderr: bytes) -> str:
     lines = stderr.decode("utf-8", "replace").strip().splitlines()
     return shortened(lines[-1], 500) if lines else "no output"
+
+
+def _unwritable(answer: Answer, name: str) -> DeviceError:
+    code = answer.number("errno")
+    why, remedy = _UNWRITABLE.get(
+        code, (f"cannot be written: {os.strerror(code)}", "Name another `workdir`.")
+    )
+    folder = shortened(answer.text("root"), 200)
+    return DeviceError(f"{name}: edgekit's folder {folder} {why}.", remedy=remedy)
 
 
 def _user() -> str:

@@ -23,11 +23,12 @@ RESERVE_BYTES = 16 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A file that the device's store shall hold."""
+    """A file that the device's store shall hold; an archive takes more once it is unpacked."""
 
     path: Path
     sha256: str
     size_bytes: int
+    unpacked_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,11 @@ def bundle_blobs(bundle: Bundle, artifacts: Iterable[Artifact]) -> list[Blob]:
 
 
 def runtime_blobs(runtime: Runtime) -> list[Blob]:
-    return [Blob(file.path, file.sha256, file.path.stat().st_size) for file in runtime.files]
+    files = [Blob(file.path, file.sha256, file.path.stat().st_size) for file in runtime.files]
+    return files + [
+        Blob(one.path, one.sha256, one.path.stat().st_size, one.unpacked_bytes)
+        for one in runtime.archives
+    ]
 
 
 def tensor_blob(bundle: Bundle, tensor: RawTensor) -> Blob:
@@ -80,9 +85,10 @@ def push(
     there = {blob.sha256: _resumable(blob, parts) for blob in missing}
     total = sum(blob.size_bytes - there[blob.sha256] for blob in missing)
     free = answer.number("free_bytes")
-    if missing and total + RESERVE_BYTES > free:
+    taken = total + sum(blob.unpacked_bytes for blob in missing)
+    if missing and taken + RESERVE_BYTES > free:
         raise DeviceError(
-            f"{channel.name}: {total / 1e6:.1f} MB are to be sent and {free / 1e6:.1f} MB free.",
+            f"{channel.name}: {taken / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free.",
             remedy="Remove what is not needed with `edgekit gc`, or free space there.",
         )
     if missing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 
 from edgekit import registry
@@ -19,14 +19,16 @@ from edgekit.errors import (
     UsageError,
 )
 from edgekit.progress import Progress, Quiet
+from edgekit.resolve import spelled
 from edgekit.targets import deploy, golden, runtimes
+from edgekit.targets.abi import Abi, device_abi
 from edgekit.targets.answer import shortened
 from edgekit.targets.base import Transport
 from edgekit.targets.channel import Channel, open_channel
 from edgekit.targets.deploy import PushReport
 from edgekit.targets.facts import parse_facts
 from edgekit.targets.probe import Setting, probe, replay
-from edgekit.targets.profile import Profile, load_profile, misfits
+from edgekit.targets.profile import Profile, load_profile, misfits, unfit
 from edgekit.types import Activation, Artifact, DeviceFacts, ProbeRequest, ProbeResult, Target
 
 #: A process that takes longer than this, beside its timed loop, hangs.
@@ -51,8 +53,30 @@ def connect(target: Target, *, progress: Progress | None = None) -> Device:
 
     Raises:
         UsageError: an unknown transport or profile, or an option that is no number.
-        DeviceError: the device cannot be reached, or does not fit the target's profile.
+        DeviceError: the device cannot be reached, no runtime can run there, or it does not fit the
+            target's profile.
     """
+    device = _opened(target, progress)
+    try:
+        facts = device.facts()
+        why = None if device.abi().host else unfit(facts)
+        if why is not None:
+            raise DeviceError(f"{target.name} cannot be used: {why[0]}.", remedy=why[1])
+        problems = misfits(device.profile, facts) if device.profile else []
+        if problems:
+            raise DeviceError(
+                f"{target.name} does not fit the profile {target.profile}: {'; '.join(problems)}.",
+                remedy="Update its system where that is too old; otherwise choose another profile "
+                "for this target, or leave it out.",
+            )
+    except BaseException:
+        device.close()
+        raise
+    return device
+
+
+def _opened(target: Target, progress: Progress | None = None) -> Device:
+    """A connected device, whatever it is."""
     profile = load_profile(target.profile) if target.profile else None
     transport: Transport = registry.load("targets", target.transport)(target)
     try:
@@ -63,17 +87,10 @@ def connect(target: Target, *, progress: Progress | None = None) -> Device:
             python=target.options.get("python", default),
             workdir=target.workdir,
         )
-        device = Device(target, channel, profile, progress or Quiet())
-        problems = misfits(profile, device.facts()) if profile else []
-        if problems:
-            raise DeviceError(
-                f"{target.name} does not fit the profile {target.profile}: {'; '.join(problems)}.",
-                remedy="Choose another profile for this target, or leave it out.",
-            )
     except BaseException:
         transport.close()
         raise
-    return device
+    return Device(target, channel, profile, progress or Quiet())
 
 
 def survey(target: Target) -> tuple[DeviceFacts, list[str]]:
@@ -82,9 +99,11 @@ def survey(target: Target) -> tuple[DeviceFacts, list[str]]:
     Raises:
         UsageError, DeviceError: as in :func:`connect`.
     """
-    with connect(replace(target, profile="")) as device:
+    with _opened(target) as device:
         facts = device.facts()
-    return facts, misfits(load_profile(target.profile), facts) if target.profile else []
+        why = None if device.abi().host else unfit(facts)
+    problems = [] if why is None else [f"{why[0]}. {why[1]}"]
+    return facts, problems + (misfits(device.profile, facts) if device.profile else [])
 
 
 class Device:
@@ -95,9 +114,9 @@ class Device:
     ) -> None:
         self.target = target
         self.channel = channel
-        self._profile = profile
+        self.profile = profile
         self._progress = progress
-        self._facts: DeviceFacts | None = None
+        self._abi: Abi | None = None
         self._runtimes: dict[str, runtimes.Runtime] = {}
 
     def __enter__(self) -> Device:
@@ -117,19 +136,33 @@ class Device:
 
     def facts(self) -> DeviceFacts:
         """What the device says about itself now."""
-        self._facts = parse_facts(self.channel.call("facts").object_of("facts"))
-        return self._facts
+        raw = self.channel.call("facts").object_of("facts")
+        facts = parse_facts(raw)
+        self._abi = device_abi(facts, raw.get("interpreter"))
+        return facts
+
+    def abi(self) -> Abi:
+        """What decides which files this device can run."""
+        if self._abi is None:
+            self.facts()
+        assert self._abi is not None
+        return self._abi
 
     def runtime(self, name: str) -> runtimes.Runtime:
-        """What this device needs for artifacts of a runtime, resolved once.
+        """What this device needs for artifacts of a runtime, resolved once; fetches what the cache
+        lacks.
 
         Raises:
             MissingExtra: the host lacks the package.
-            DeviceError: there is none for this device.
+            DeviceError: there is none for this device, or it cannot be fetched.
         """
         if name not in self._runtimes:
-            arch = (self._facts or self.facts()).arch
-            self._runtimes[name] = runtimes.resolve(name, arch=arch)
+            self._runtimes[name] = runtimes.resolve(
+                name,
+                self.abi(),
+                progress=self._progress,
+                command=f"edgekit runtimes fetch --target {spelled(self.target)}",
+            )
         return self._runtimes[name]
 
     def push(
@@ -277,7 +310,7 @@ class Device:
         )
 
     def _setting(self, artifacts: Sequence[Artifact]) -> Setting:
-        profile = self._profile
+        profile = self.profile
         gate = {}
         if profile is not None and profile.max_temp_c > 0:
             gate = {"max_temp_c": profile.max_temp_c, "wait_s": profile.cool_down_s}

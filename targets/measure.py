@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import LinkLost, RunnerFailed
 from edgekit.targets import runner, runtimes
+from edgekit.targets.abi import host_abi
 from edgekit.targets.local import LocalTransport
 from edgekit.types import BYTES_PER_ELEMENT, TensorSpec
 
@@ -119,7 +119,7 @@ class HostMeasurer:
     def command(self, runtime: str) -> list[str]:
         """The command of a runtime's runner on this machine, assembled on first use."""
         if runtime not in self._commands:
-            resolved = runtimes.resolve(runtime, arch=os.uname().machine, cache=self._cache)
+            resolved = runtimes.resolve(runtime, host_abi(), cache=self._cache)
             folder = runtimes.assemble(resolved, self._cache / "runtimes")
             self._commands[runtime] = resolved.command(str(folder), sys.executable)
         return self._commands[runtime]

@@ -70,6 +70,39 @@ def load_profile(name: str) -> Profile:
     return Profile(name=name, **document)
 
 
+#: The wheels and libraries that the runtimes are made of name no older one (manylinux_2_27).
+OLDEST_GLIBC = "2.27"
+
+
+def unfit(facts: DeviceFacts) -> tuple[str, str] | None:
+    """Why no runtime can run on a device, whatever its profile, and what to do; None where some
+    may."""
+    if facts.arch.startswith("arm"):
+        kernel = "aarch64" in facts.kernel or "v8" in facts.kernel
+        return (
+            f"its programs are 32-bit ARM ({facts.arch}"
+            f"{', under a 64-bit kernel' if kernel else ''}), and no runtime is built for that",
+            "Install a 64-bit system there (Raspberry Pi OS 64-bit: Raspberry Pi 3, 4, 5, Zero 2).",
+        )
+    if facts.arch not in ("aarch64", "x86_64"):
+        return (
+            f"its architecture is {facts.arch or 'unknown'}, and no runtime is built for that",
+            "Runtimes exist for 64-bit ARM (aarch64) and x86_64.",
+        )
+    if facts.libc == "musl":
+        return (
+            "its C library is musl, and the runtimes are built for glibc",
+            "Use a system with glibc there, such as Raspberry Pi OS, Debian or Ubuntu.",
+        )
+    libc = re.fullmatch(r"glibc (\S+)", facts.libc)
+    if libc and version(libc.group(1)) < version(OLDEST_GLIBC):
+        return (
+            f"its glibc is {libc.group(1)}, and the runtimes need {OLDEST_GLIBC} or later",
+            "Update its system, e.g. to Raspberry Pi OS bookworm or later.",
+        )
+    return None
+
+
 def misfits(profile: Profile, facts: DeviceFacts) -> list[str]:
     """Why a device cannot be of this kind; empty where it fits. What is unknown is no reason."""
     problems = []

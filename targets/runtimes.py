@@ -1,26 +1,31 @@
 """What a device needs to run an artifact, resolved on the host and named by its content.
 
-A runtime is a folder of files plus the command that runs an artifact with them. For this machine
-the Python runners use the interpreter that runs edgekit, with the wheels it already has; the
-ExecuTorch runner is a native program, built here against the libraries of the executorch wheel.
+A runtime is a folder of files, and of archives to be unpacked there, plus the command that runs an
+artifact with them. For the interpreter that runs edgekit the Python runners use the packages that
+it already has; for every other one wheels are fetched and brought along. The ExecuTorch runner is a
+native program, built here against the libraries of the executorch wheel.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
+import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import metadata, util
+from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 
 from edgekit import registry
 from edgekit.errors import DeviceError, MissingExtra, UsageError
 from edgekit.files import sha256_file, staged_dir
+from edgekit.progress import Progress, Quiet
+from edgekit.targets import executorch_runner, wheels
+from edgekit.targets.abi import Abi, required_glibc
+from edgekit.targets.profile import version as as_numbers
 
 AGENT_DIR = Path(__file__).resolve().parent / "agent"
 
@@ -32,15 +37,31 @@ DISTRIBUTIONS: Mapping[str, str] = {
     "torchscript": "torch",
 }
 
-#: quantized: int8 programs may keep quantize and dequantize operators outside the delegate;
-#: optimized: every other operator outside the delegate.
-EXECUTORCH_LIBRARIES = (
-    "libexecutorch.so",
-    "libexecutorch_threadpool.so",
-    "libexecutorch_backend_xnnpack.so",
-    "libexecutorch_kernels_optimized.so",
-    "libexecutorch_kernels_quantized.so",
-)
+#: What running a model never loads, by distribution; matched against the paths in its wheel. A
+#: runtime's self-test and tests/targets/test_device_runtimes.py run without them.
+LEFT_OUT: Mapping[str, tuple[str, ...]] = {
+    "ai-edge-litert": (
+        "ai_edge_litert/libLiteRtWebGpuAccelerator.so",
+        "ai_edge_litert/aot/*",
+        "ai_edge_litert/tools/*",
+    ),
+    "numpy": ("*.pyi", "*/tests/*", "*.a", "*.h", "numpy/distutils/*", "numpy/f2py/*"),
+    "onnxruntime": (
+        "onnxruntime/transformers/*",
+        "onnxruntime/quantization/*",
+        "onnxruntime/tools/*",
+        "onnxruntime/datasets/*",
+        "onnxruntime/capi/libonnxruntime.so.*",  # a second copy, for programs in C
+    ),
+    "torch": (
+        "*.pyi",
+        "torch/include/*",
+        "torch/share/*",
+        "torch/bin/protoc*",
+        "torch/testing/_internal/*",
+        "torch/utils/model_dump/*",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +75,17 @@ class RuntimeFile:
 
 
 @dataclass(frozen=True, slots=True)
+class RuntimeArchive:
+    """A zip file whose content becomes part of a runtime's folder, but for the members that one of
+    the patterns ``leave_out`` matches. ``unpacked_bytes`` is what that takes."""
+
+    path: Path
+    sha256: str
+    leave_out: tuple[str, ...]
+    unpacked_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Runtime:
     """A runtime ready to be pushed. ``argv`` may hold ``{dir}`` and ``{python}``: the folder on the
     device, and the interpreter that the agent itself runs with."""
@@ -63,6 +95,7 @@ class Runtime:
     abi: str
     files: tuple[RuntimeFile, ...]
     argv: tuple[str, ...]
+    archives: tuple[RuntimeArchive, ...] = ()
 
     @property
     def description(self) -> str:
@@ -78,6 +111,10 @@ class Runtime:
                     file.name: {"sha256": file.sha256, "executable": file.executable}
                     for file in self.files
                 },
+                "archives": [
+                    {"sha256": one.sha256, "leave_out": list(one.leave_out)}
+                    for one in self.archives
+                ],
             },
             sort_keys=True,
         )
@@ -94,32 +131,64 @@ class Runtime:
         return [part.replace("{dir}", directory).replace("{python}", python) for part in self.argv]
 
 
-def resolve(runtime: str, *, arch: str, cache: Path | None = None) -> Runtime:
-    """What this machine needs to run artifacts of ``runtime``.
+def resolve(
+    runtime: str,
+    abi: Abi,
+    *,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    command: str = "",
+) -> Runtime:
+    """What a device needs to run artifacts of ``runtime``.
 
     Args:
         runtime: a runtime name, as in an artifact.
-        arch: the device's machine name; only this machine's own is served so far.
-        cache: where built programs are kept; default ``~/.cache/edgekit`` or XDG_CACHE_HOME.
+        abi: what the device can run.
+        cache: where fetched and built files are kept; default :func:`cache_dir`.
+        progress: told what is fetched.
+        command: what would fetch it on another machine, for the remedy.
 
     Raises:
         UsageError: no such runtime.
-        MissingExtra: its package is not installed.
-        DeviceError: the architecture is another one, or there is no compiler.
+        MissingExtra: its package is not installed here, where this machine's own is needed.
+        DeviceError: no build of it fits the device, it cannot be fetched, or there is no compiler.
     """
     if runtime not in DISTRIBUTIONS:
         raise UsageError(f"There is no runtime {runtime!r}; known: {', '.join(DISTRIBUTIONS)}.")
-    if arch != os.uname().machine:
-        raise DeviceError(f"No {runtime} runtime is available for {arch} from this machine yet.")
-    version = _version(runtime)
+    cache = cache or cache_dir()
+    progress = progress or Quiet()
     if runtime == "executorch":
-        return _executorch(version, arch, cache or cache_dir())
+        return _executorch(abi, cache, progress, command)
     files = tuple(_file(AGENT_DIR / name) for name in (f"run_{runtime}.py", "runner_core.py"))
-    abi = f"cp{sys.version_info.major}{sys.version_info.minor}-{arch}"
+    name = f"cp{abi.python.replace('.', '')}-{abi.arch}"
     # -E and -s: a PYTHONPATH or a user's site-packages must not change what is measured.
     # -B: the runtime's folder is immutable.
-    argv = ("{python}", "-B", "-E", "-s", f"{{dir}}/run_{runtime}.py")
-    return Runtime(runtime, version, abi, files, argv)
+    python = ("{python}", "-B", "-E", "-s")
+    script = f"{{dir}}/run_{runtime}.py"
+    if abi.host:
+        return Runtime(runtime, _version(runtime), name, files, (*python, script))
+    row, chosen = wheels.choose(runtime, abi)
+    paths = wheels.fetch(chosen, cache, progress=progress, command=command)
+    archives = tuple(map(_archive, chosen, paths))
+    # -S: nor must the device's own packages.
+    return Runtime(runtime, row.version, name, files, (*python, "-S", script), archives)
+
+
+def needed_wheels(runtime: str, abi: Abi) -> tuple[wheels.Wheel, ...]:
+    """The wheels that :func:`resolve` would fetch for a device.
+
+    Raises:
+        DeviceError: no build of it fits the device.
+    """
+    if runtime == "executorch":
+        return wheels.choose(runtime, _any_python(abi))[1]
+    return wheels.choose(runtime, abi)[1]
+
+
+def _any_python(abi: Abi) -> Abi:
+    """ExecuTorch's runner is native; its wheel is taken for one Python, whatever the device has."""
+    (row,) = [row for row in wheels.table() if row.runtime == "executorch"]
+    return replace(abi, python=row.python[0])
 
 
 def cache_dir() -> Path:
@@ -128,7 +197,8 @@ def cache_dir() -> Path:
 
 
 def assemble(runtime: Runtime, parent: Path) -> Path:
-    """Puts a runtime's folder below ``parent`` on this machine, unless it is there; returns it."""
+    """Puts a runtime of this machine's own below ``parent``, unless it is there; returns it."""
+    assert not runtime.archives
     final = parent / runtime.folder
     if final.is_dir():
         return final
@@ -146,69 +216,51 @@ def _version(runtime: str) -> str:
         raise MissingExtra(DISTRIBUTIONS[runtime], registry.runtimes()[runtime].extra) from None
 
 
-def _file(path: Path, *, executable: bool = False) -> RuntimeFile:
-    return RuntimeFile(path.name, path, sha256_file(path), executable)
+def _file(path: Path) -> RuntimeFile:
+    return RuntimeFile(path.name, path, sha256_file(path))
 
 
-def _executorch(version: str, arch: str, cache: Path) -> Runtime:
-    package = util.find_spec("executorch")
-    if package is None or not package.submodule_search_locations:
-        raise MissingExtra("executorch", "executorch")
-    wheel = Path(next(iter(package.submodule_search_locations)))
-    binary = build_executorch_runner(wheel, version, arch, cache)
-    files = [_file(binary, executable=True)]
-    for name in EXECUTORCH_LIBRARIES:
-        path = wheel / "lib" / name
-        if not path.is_file():
-            raise DeviceError(
-                f"The executorch {version} wheel has no {name}.",
-                remedy="pip install 'executorch>=1.5' (earlier wheels ship no native libraries).",
-            )
-        files.append(_file(path))
-    return Runtime("executorch", version, arch, tuple(files), ("{dir}/executorch_runner",))
+def _archive(wheel: wheels.Wheel, path: Path) -> RuntimeArchive:
+    leave_out = LEFT_OUT.get(wheel.package.partition("==")[0], ())
+    with zipfile.ZipFile(path) as archive:
+        size = sum(
+            info.file_size
+            for info in archive.infolist()
+            if not any(fnmatch.fnmatchcase(info.filename, pattern) for pattern in leave_out)
+        )
+    return RuntimeArchive(path, wheel.sha256, leave_out, size)
 
 
-def build_executorch_runner(wheel: Path, version: str, arch: str, cache: Path) -> Path:
-    """The native runner, compiled once per source, wheel version and compiler flags.
+def executorch_package(abi: Abi, cache: Path, progress: Progress, command: str) -> tuple[str, Path]:
+    """Version and folder of an executorch package for an architecture: the installed one for this
+    machine's own, else the fetched one.
 
     Raises:
-        DeviceError: there is no g++, or it refused the source.
+        MissingExtra, DeviceError: as in :func:`resolve`.
     """
-    source = AGENT_DIR / "executorch_runner.cpp"
-    include = wheel / "include"
-    libraries = [f"-l{Path(name).stem.removeprefix('lib')}" for name in EXECUTORCH_LIBRARIES]
-    flags = [
-        "-std=c++17", "-O2", "-s",
-        "-DC10_USING_CUSTOM_GENERATED_MACROS", "-DET_EVENT_TRACER_ENABLED", "-DET_USE_THREADPOOL",
-        f'-DEDGEKIT_EXECUTORCH_VERSION="{version}"',
-        *libraries,
-    ]  # fmt: skip
-    key = hashlib.sha256("\0".join([*flags, arch]).encode() + source.read_bytes()).hexdigest()
-    binary = cache / "executorch_runner" / key[:16] / "executorch_runner"
-    if binary.is_file():
-        return binary
-    compiler = shutil.which("g++")
-    if compiler is None:
+    package = executorch_runner.installed() if abi.arch == os.uname().machine else None
+    if package is not None:
+        return _version("executorch"), package
+    if abi.host:
+        raise MissingExtra("executorch", "executorch")
+    row, chosen = wheels.choose("executorch", _any_python(abi))
+    (wheel,) = wheels.fetch(chosen, cache, progress=progress, command=command)
+    return row.version, executorch_runner.unpacked(wheel, cache)
+
+
+def _executorch(abi: Abi, cache: Path, progress: Progress, command: str) -> Runtime:
+    version, package = executorch_package(abi, cache, progress, command)
+    binary = executorch_runner.runner(package, version, abi.arch, cache)
+    libraries = [
+        executorch_runner.library(package, name, version) for name in executorch_runner.LIBRARIES
+    ]
+    needed = max((required_glibc(p.read_bytes()) for p in [binary, *libraries]), key=as_numbers)
+    if abi.glibc and as_numbers(abi.glibc) < as_numbers(needed):
         raise DeviceError(
-            "The ExecuTorch runner has to be compiled once and there is no g++.",
-            remedy="apt-get install g++",
+            f"The ExecuTorch runner needs glibc {needed}; the device has {abi.glibc}.",
+            remedy="Update the device's system (Raspberry Pi OS bookworm or later), or use a "
+            "runner that was built on an older one: `edgekit runtimes build` there.",
         )
-    # Staged: what a killed build leaves is removed by the next one.
-    with staged_dir(binary.parent) as folder:
-        built = folder / binary.name
-        options = [flag for flag in flags if not flag.startswith("-l")]
-        command = [
-            compiler, *options,
-            f"-I{include}", f"-I{include / 'executorch/runtime/core/portable_type/c10'}",
-            str(source), "-o", str(built), f"-L{wheel / 'lib'}",
-            # Backends and kernels register themselves when loaded; nothing refers to them by name.
-            "-Wl,--no-as-needed", *libraries, "-Wl,-rpath,$ORIGIN",
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            last = " / ".join(done.stderr.strip().splitlines()[-5:])
-            raise DeviceError(
-                f"g++ could not build the ExecuTorch runner: {last}",
-                remedy=f"Check that g++ works and that executorch {version} is fully installed.",
-            )
-    return binary
+    runner = RuntimeFile("executorch_runner", binary, sha256_file(binary), executable=True)
+    files = (runner, *map(_file, libraries))
+    return Runtime("executorch", version, abi.arch, files, ("{dir}/executorch_runner",))

@@ -246,6 +246,19 @@ class Exchange:
         if not said and self._channel.exit_status == -1:
             return self._lost("it ended in the middle")
         last = said.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no output"]
+        if self._channel.exit_status == 127:  # the shell found no such program
+            return DeviceError(
+                f"{self._name}: there is no {self._python} on the device ({last[0][:200]}).",
+                remedy="Install it there (Debian, Raspberry Pi OS: sudo apt-get install python3), "
+                "or name a Python 3.9 or later in the target's option python.",
+            )
+        if "SyntaxError" in last[0]:
+            return DeviceError(
+                f"{self._name}: {self._python} on the device is too old: it does not understand "
+                "what Python 3.9 does.",
+                remedy="Install Python 3.9 or later there, or name one in the target's option "
+                "python.",
+            )
         return DeviceError(
             f"{self._name}: {self._python} could not be started: {shortened(last[0], 300)}",
             remedy="The device needs Python 3.9 or later; the target's option python names another "

@@ -24,6 +24,7 @@ COMMANDS: dict[str, str] = {
     "rollback": "Return to the release that was active before.",
     "targets": "List, add, show, trust and remove the devices to deploy to.",
     "virtual": "Start, stop and list emulated devices, for want of a board.",
+    "runtimes": "List and fetch what devices need to run models, for a bench without internet.",
     "gc": "Remove what no active or previous release on a device needs.",
     "results": "List the recorded measurements.",
     "report": "Write the HTML report of a run.",

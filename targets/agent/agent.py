@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import fnmatch
 import functools
 import glob
 import hashlib
@@ -30,6 +31,7 @@ import stat
 import subprocess
 import sys
 import time
+import zlib
 from typing import Any, Callable, Dict, Iterator, List, Optional, Set, Tuple
 
 Request = Dict[str, Any]
@@ -42,6 +44,9 @@ MAX_LOG = 1 << 16  # of a runner's stderr: its end
 JOB_KEPT_S = 24 * 3600  # results that nobody fetched, files that were half sent
 LEASE_S = 120.0  # without a sign of life from its owner, the lock may be taken
 RESERVE_BYTES = 16 << 20  # where less is free, nothing half sent is kept
+MAX_UNPACKED = 4 << 30  # of one archive
+MAX_MEMBERS = 50_000
+FIRST_RUN_S = 240.0
 
 PATTERNS = {
     "name": r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}",
@@ -141,6 +146,19 @@ def sha256_of(path: str) -> str:
             if not chunk:
                 return digest.hexdigest()
             digest.update(chunk)
+
+
+def crc_of(path: str) -> int:
+    """CRC-32 of a file as it is on the disk; it finds what a failing card does."""
+    value = 0
+    with open(path, "rb") as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while True:
+            chunk = file.read(CHUNK)
+            if not chunk:
+                return value
+            value = zlib.crc32(chunk, value)
 
 
 def read_json(path: str) -> Dict[str, Any]:
@@ -479,19 +497,32 @@ def op_runtime(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
     with exclusive(root) as lock:
         lock.require(request["token"])
         final = root.at("runtimes", checked("name", request["name"]))
-        files = json.loads(request["description"])["files"]
+        description = json.loads(request["description"])
+        files = description["files"]
         blobs = {checked("name", n): root.existing_blob(f["sha256"]) for n, f in files.items()}
+        archives = [(root.existing_blob(a["sha256"]), a) for a in description.get("archives", [])]
         if not os.path.isdir(final):
             with staged(final) as staging:
                 for name, blob in blobs.items():
                     _place_file(blob, os.path.join(staging, name), files[name])
+                for blob, item in archives:
+                    unpack(blob, staging, item)
+                    emit({"event": "unpacked", "sha256": item["sha256"]})
                 _write_text(os.path.join(staging, "runtime.json"), request["description"])
-        elif request.get("verify") and list(_runtime_problems(final)):
+                if archives:
+                    compile_used(staging)
+        elif request.get("verify") and list(_runtime_problems(root, final)):
             for name, blob in blobs.items():
                 place = os.path.join(final, name)
                 if not os.path.isfile(place) or sha256_of(place) != files[name]["sha256"]:
                     _place_file(blob, place, files[name])
+            for blob, item in archives:
+                unpack(blob, final, item, repair=True)
             write_durable(os.path.join(final, "runtime.json"), request["description"])
+            if archives:
+                for path in _compiled(final):
+                    os.unlink(path)
+                compile_used(final)
         lock.renew()
     return {"path": final}
 
@@ -515,22 +546,115 @@ def _write_text(path: str, text: str) -> None:
         file.write(text)
 
 
-def _runtime_problems(path: str) -> Iterator[str]:
-    description = os.path.join(path, "runtime.json")
+def members(archive: Any, item: Dict[str, Any]) -> List[Any]:
+    """The files of an archive that a runtime takes: within bounds, and each a plain one that stays
+    in its folder."""
+    kept = []
+    for info in archive.infolist():
+        if info.is_dir() or any(fnmatch.fnmatchcase(info.filename, p) for p in item["leave_out"]):
+            continue
+        checked("path", info.filename)
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG) or info.flag_bits & 1:
+            raise Refused("invalid", "%s is not a plain file" % info.filename)
+        kept.append(info)
+    if len(kept) > MAX_MEMBERS or sum(info.file_size for info in kept) > MAX_UNPACKED:
+        raise Refused("invalid", "an archive of a runtime is larger than any runtime is")
+    return kept
+
+
+def unpack(path: str, folder: str, item: Dict[str, Any], *, repair: bool = False) -> None:
+    """Unpacks what a runtime needs of an archive. Nothing that is there is replaced, or, to
+    ``repair``, only what is damaged."""
+    import zipfile  # takes longer to load than most requests
+
     try:
-        files = read_json(description).get("files", {})
+        with zipfile.ZipFile(path) as archive:
+            kept = members(archive, item)
+            if repair:
+                kept = [info for info in kept if _member_problem(folder, info)]
+            needed = sum(info.file_size for info in kept) + RESERVE_BYTES
+            space = os.statvfs(folder)
+            if needed > space.f_bavail * space.f_frsize:
+                raise Refused("space", "there is no room to unpack a runtime")
+            for info in kept:
+                target = os.path.join(folder, info.filename)
+                os.makedirs(os.path.dirname(target), 0o700, exist_ok=True)
+                place = "%s.%s.tmp" % (target, secrets.token_hex(4)) if repair else target
+                # The source gives file_size bytes that have the archive's CRC, or an error.
+                with open(place, "xb") as sink, archive.open(info) as source:
+                    shutil.copyfileobj(source, sink, CHUNK)
+                if repair:
+                    sync(place)
+                    os.replace(place, target)
+                    sync(os.path.dirname(target))
+    except FileExistsError as error:
+        raise Refused("invalid", "two parts of a runtime hold %s" % error.filename) from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise Refused("damaged", "%s cannot be unpacked: %s" % (path, error)) from None
+
+
+def _member_problem(folder: str, info: Any) -> str:
+    """What is wrong with an unpacked file; empty for nothing."""
+    file = os.path.join(folder, info.filename)
+    if not os.path.isfile(file):
+        return "%s is missing" % file
+    return "" if crc_of(file) == info.CRC else "%s is damaged: it is not what was unpacked" % file
+
+
+def _compiled(folder: str) -> Iterator[str]:
+    return glob.iglob(os.path.join(glob.escape(folder), "**", "*.pyc"), recursive=True)
+
+
+def compile_used(folder: str) -> None:
+    """Keeps the compiled form of the modules that running needs: compiling them anew in every
+    process would take longer than loading. What goes wrong here shows when the runtime is used."""
+    command = [part for part in runtime_command(folder) if part != "-B"]
+    with contextlib.suppress(OSError):
+        run_bounded([*command, "--selftest"], folder, FIRST_RUN_S)
+    compiled = {os.path.relpath(path, folder): sha256_of(path) for path in _compiled(folder)}
+    write_durable(os.path.join(folder, "compiled.json"), json.dumps(compiled))
+
+
+def _runtime_problems(root: Root, path: str) -> Iterator[str]:
+    file = os.path.join(path, "runtime.json")
+    try:
+        description = read_json(file)
         # The folder's name holds the first digits of this file's hash.
-        if "+%s-" % sha256_of(description)[:8] not in os.path.basename(path):
-            raise Refused("damaged", "%s is damaged" % description)
+        if "+%s-" % sha256_of(file)[:8] not in os.path.basename(path):
+            raise Refused("damaged", "%s is damaged" % file)
     except Refused as refused:
         yield "%s: it does not have the content that its folder is named by" % refused
         return
-    for name, item in files.items():
+    expected = {n: f.get("sha256") for n, f in description.get("files", {}).items()}
+    archives = description.get("archives", [])
+    if archives:
+        try:
+            expected.update(read_json(os.path.join(path, "compiled.json")))
+        except Refused as refused:
+            yield str(refused)
+    for name, sha256 in expected.items():
         file = os.path.join(path, name)
         if not os.path.isfile(file):
             yield "%s is missing" % file
-        elif sha256_of(file) != item.get("sha256"):
+        elif sha256_of(file) != sha256:
             yield "%s is damaged: its content does not have its hash" % file
+    for item in archives:
+        yield from _archive_problems(root.existing_blob(item["sha256"]), path, item)
+
+
+def _archive_problems(blob: str, folder: str, item: Dict[str, Any]) -> Iterator[str]:
+    """Compares what was unpacked with the archive, which has the hash that it was fetched with."""
+    import zipfile
+
+    if sha256_of(blob) != item["sha256"]:
+        yield "%s is damaged: its content does not have its hash" % blob
+        return
+    with zipfile.ZipFile(blob) as archive:
+        for info in members(archive, item):
+            problem = _member_problem(folder, info)
+            if problem:
+                yield problem
 
 
 def op_release(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
@@ -731,7 +855,7 @@ def _activation_problems(root: Root, activation: str, verify: bool) -> Iterator[
             yield "%s is damaged: its content does not have its hash" % path
     runtime = root.runtime(active["runtime_dir"])
     if verify:
-        yield from _runtime_problems(runtime)
+        yield from _runtime_problems(root, runtime)
 
 
 def op_gc(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
@@ -750,8 +874,9 @@ def op_gc(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
         for release in releases:
             blobs.update(root.blob(sha256) for _, sha256 in _links(release))
         for runtime in runtimes:
-            files = read_json(os.path.join(runtime, "runtime.json"))["files"].values()
-            blobs.update(root.blob(file["sha256"]) for file in files)
+            description = read_json(os.path.join(runtime, "runtime.json"))
+            parts = [*description["files"].values(), *description.get("archives", [])]
+            blobs.update(root.blob(part["sha256"]) for part in parts)
         jobs = {path for path in _entries(root.at("spool")) if _is_fresh(path)}
         # From the top down: what a cut leaves behind never refers to what is gone.
         removed = _sweep(root.at("activations"), 2, activations)
@@ -1086,6 +1211,12 @@ def _read_all(patterns: List[str]) -> Dict[str, str]:
     return texts
 
 
+def interpreter() -> Dict[str, str]:
+    """Tells this Python's installation apart from all others, on this machine and elsewhere."""
+    place = os.stat(os.path.dirname(sys.executable))
+    return {"boot": boot_id(), "folder": "%d:%d" % (place.st_dev, place.st_ino)}
+
+
 def facts(root: Root) -> Dict[str, Any]:
     """What the device says about itself, unparsed."""
     space = os.statvfs(root.path)
@@ -1093,6 +1224,8 @@ def facts(root: Root) -> Dict[str, Any]:
     libc = ""
     with contextlib.suppress(OSError, ValueError):
         libc = os.confstr("CS_GNU_LIBC_VERSION") or ""
+    if not libc and glob.glob("/lib/ld-musl-*"):
+        libc = "musl"
     throttled = ""
     if shutil.which("vcgencmd"):
         with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -1104,6 +1237,7 @@ def facts(root: Root) -> Dict[str, Any]:
         "uname": {"sysname": uname.sysname, "release": uname.release, "machine": uname.machine},
         "libc": libc,
         "python": "%d.%d.%d" % sys.version_info[:3],
+        "interpreter": interpreter(),
         "bits": 64 if sys.maxsize > 2**32 else 32,
         "cpu_count": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
@@ -1144,7 +1278,8 @@ def main(argv: List[str]) -> int:
     except Refused as refused:
         emit(dict(refused.details, event="error", kind=refused.kind, message=str(refused)))
     except OSError as error:
-        kind = "space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "os"
+        kinds = {errno.ENOSPC: "space", errno.EDQUOT: "space", errno.EROFS: "readonly"}
+        kind = kinds.get(error.errno or 0, "os")
         emit({"event": "error", "kind": kind, "message": str(error)})
     except (KeyError, TypeError, ValueError) as error:
         message = "malformed request or state: %s: %s" % (type(error).__name__, error)

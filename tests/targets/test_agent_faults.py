@@ -110,7 +110,7 @@ def test_too_little_space_is_said_before_sending(
     device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blob = replace(blob_of(tmp_path, b"x"), size_bytes=10**15)
-    with locked(device) as held, pytest.raises(DeviceError, match="MB are to be sent") as caught:
+    with locked(device) as held, pytest.raises(DeviceError, match="MB are needed") as caught:
         deploy.push(held, [blob], progress=Quiet())
     assert "gc" in caught.value.remedy
 

@@ -14,6 +14,7 @@ import pytest
 from edgekit.bundle import Bundle
 from edgekit.errors import DeployRolledBack, DeviceError, UsageError
 from edgekit.targets import runtimes
+from edgekit.targets.abi import Abi
 from edgekit.targets.device import Device, connect
 from edgekit.targets.runner import RunnerArguments, parse_report, spec
 from edgekit.types import Target
@@ -138,8 +139,8 @@ def test_a_runner_that_crashes_at_the_health_check_is_rolled_back(
     crash = ("{python}", "-I", "-S", "-c", "import os; os.kill(os.getpid(), 4)")
     original = runtimes.resolve
 
-    def resolve(runtime: str, *, arch: str, cache: Path | None = None) -> runtimes.Runtime:
-        return dataclasses.replace(original(runtime, arch=arch, cache=cache), argv=crash)
+    def resolve(runtime: str, abi: Abi, **options: Any) -> runtimes.Runtime:
+        return dataclasses.replace(original(runtime, abi, **options), argv=crash)
 
     monkeypatch.setattr(runtimes, "resolve", resolve)
     with pytest.raises(DeployRolledBack, match="SIGILL"):

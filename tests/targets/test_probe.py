@@ -24,6 +24,7 @@ from edgekit.errors import LinkLost, UsageError
 from edgekit.targets import job as jobs
 from edgekit.targets import probe as probing
 from edgekit.targets import runtimes
+from edgekit.targets.abi import Abi
 from edgekit.targets.base import Completed
 from edgekit.targets.device import Device, connect
 from edgekit.targets.local import LocalTransport
@@ -94,8 +95,8 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
     original = runtimes.resolve
     codes: dict[str, str] = {}
 
-    def resolve(runtime: str, *, arch: str, cache: Path | None = None) -> runtimes.Runtime:
-        resolved = original(runtime, arch=arch, cache=cache)
+    def resolve(runtime: str, abi: Abi, **options: Any) -> runtimes.Runtime:
+        resolved = original(runtime, abi, **options)
         if runtime in codes:
             argv = ("{python}", "-I", "-S", "-c", codes[runtime])
             resolved = dataclasses.replace(resolved, argv=argv)

@@ -13,18 +13,19 @@ from edgekit.errors import DeviceError, MissingExtra, UsageError
 from edgekit.progress import Quiet
 from edgekit.registry import RUNTIMES
 from edgekit.targets import runtimes
+from edgekit.targets.abi import Abi, host_abi
 from edgekit.targets.device import Device, connect
 from edgekit.targets.doctor import check_runtime, check_runtimes
 from tests.targets.conftest import local_target
 
-ARCH = os.uname().machine
+HERE = host_abi()
 
 
 def test_a_runtime_is_named_by_its_content(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = runtimes.resolve("onnx", arch=ARCH, cache=cache)
+    runtime = runtimes.resolve("onnx", HERE, cache=cache)
     assert runtime.folder.startswith(f"onnx-{runtime.version}+")
-    assert runtime.folder.endswith(f"-{runtime.abi}") and runtime.abi.endswith(ARCH)
-    assert runtimes.resolve("onnx", arch=ARCH, cache=cache) == runtime
+    assert runtime.folder.endswith(f"-{runtime.abi}") and runtime.abi.endswith(HERE.arch)
+    assert runtimes.resolve("onnx", HERE, cache=cache) == runtime
     changed = dataclasses.replace(
         runtime, files=(dataclasses.replace(runtime.files[0], sha256="0" * 64), *runtime.files[1:])
     )
@@ -37,16 +38,16 @@ def test_every_registered_runtime_has_a_distribution() -> None:
 
 def test_what_is_not_there_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="no runtime 'abacus'"):
-        runtimes.resolve("abacus", arch=ARCH, cache=cache)
+        runtimes.resolve("abacus", HERE, cache=cache)
     with pytest.raises(DeviceError, match="for riscv64"):
-        runtimes.resolve("onnx", arch="riscv64", cache=cache)
+        runtimes.resolve("onnx", Abi("riscv64", "3.11", "2.36"), cache=cache)
 
     def missing(name: str) -> str:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "version", missing)
     with pytest.raises(MissingExtra) as caught:
-        runtimes.resolve("tflite", arch=ARCH, cache=cache)
+        runtimes.resolve("tflite", HERE, cache=cache)
     assert "edgekit[tflite]" in caught.value.remedy
 
 
@@ -55,7 +56,7 @@ def test_without_a_compiler_the_remedy_is_to_install_one(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DeviceError, match=r"no g\+\+") as caught:
-        runtimes.resolve("executorch", arch=ARCH, cache=tmp_path)
+        runtimes.resolve("executorch", HERE, cache=tmp_path)
     assert caught.value.remedy == "apt-get install g++"
 
 
@@ -66,7 +67,7 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
     with pytest.raises(DeviceError, match="no such header"):
-        runtimes.resolve("executorch", arch=ARCH, cache=tmp_path)
+        runtimes.resolve("executorch", HERE, cache=tmp_path)
     assert not list(tmp_path.glob("executorch_runner/*/executorch_runner"))
 
 
