@@ -5,7 +5,8 @@ own: calibrated and judged on a few seeded inputs, float and INT8, for every run
 when its file was made, ran on this machine and is what it is called: a float file gives the eager
 model's outputs to 90 dB, an INT8 file has the int8 share that its recipe promises (else it counts
 as failed there) and outputs with a finite error. Results are kept in a folder, by architecture and
-version of the code, so that a run that was cut off goes on where it was.
+version of the code, so that a run that was cut off goes on where it was; an architecture that took
+too long is tried again.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ MIN_SHARE = 0.95
 MIN_FLOAT_DB = 90.0
 SAMPLES = 4
 TIMEOUT_S = 900.0
+#: How the message begins that says so.
+_TOO_LONG = "took more than"
 
 
 @dataclass(frozen=True)
@@ -136,9 +139,10 @@ def measure(name: str, work: Path, seed: int, timeout_s: float) -> Result:
     with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=work) as folder:
         document = quantize(name, Path(folder), seed, timeout_s)
     result = Result(name, time.monotonic() - started, tuple(cells(name, document)))
-    part = kept.with_suffix(".part")
-    part.write_text(json.dumps(asdict(result)), encoding="utf-8")
-    part.replace(kept)
+    if not str(document.get("error", {}).get("message", "")).startswith(_TOO_LONG):
+        part = kept.with_suffix(".part")
+        part.write_text(json.dumps(asdict(result)), encoding="utf-8")
+        part.replace(kept)
     return result
 
 
@@ -165,7 +169,7 @@ def quantize(name: str, folder: Path, seed: int, timeout_s: float) -> dict[str, 
         try:
             text, _ = process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            return {"error": {"message": f"took more than {timeout_s:g} s"}}
+            return {"error": {"message": f"{_TOO_LONG} {timeout_s:g} s"}}
         finally:
             if process.poll() is None:
                 # Its workers end with it.
