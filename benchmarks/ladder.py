@@ -10,23 +10,16 @@ edgekit as long as some model gains 1 dB by it; the table says so for this one.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.common import Bar, Report, argument_parser, conditions, finish
+from benchmarks.common import Report, argument_parser, conditions, finish
+from benchmarks.engine import EXAMPLE, prepared
 from edgekit.types import RungResult
-
-ROOT = Path(__file__).resolve().parent.parent
-EXAMPLE = ROOT / "examples" / "efficientnet_lite0"
 
 #: No drop is below it, so that every rung is climbed.
 _NEVER_ENOUGH = -1.0
-#: Preparation, calibration and the rungs that take seconds, on two cores.
-_ENGINE_S = 45.0
-_ENGINE_GB = 3.0
-_CHEAP = ("calibration", "bias_correction", "hessian_rounding")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,70 +28,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--plot", type=Path, help="write the plot there")
     given = parser.parse_args(arguments)
     with TemporaryDirectory(prefix="ladder-") as folder:
-        prepare_s, rungs = climb_all(given.project, Path(folder), quick=given.quick)
+        rungs = climb_all(given.project, Path(folder), quick=given.quick)
     if given.plot:
         draw(rungs, given.plot)
-    return finish(report(prepare_s, rungs), as_json=given.json, quick=given.quick)
+    return finish(report(rungs), as_json=given.json, quick=given.quick)
 
 
-def climb_all(project: Path, folder: Path, *, quick: bool) -> tuple[float, tuple[RungResult, ...]]:
-    """Seconds of preparation, and every rung's result."""
-    import torch
-
-    from edgekit import sources
-    from edgekit.config import ProjectConfig
-    from edgekit.data import load_samples
-    from edgekit.quantize.engine import PROGRAM, RepairSettings, prepare_model, repair_program
-    from edgekit.quantize.recipes import RECIPES
+def climb_all(project: Path, folder: Path, *, quick: bool) -> tuple[RungResult, ...]:
+    """Every rung's result."""
     from edgekit.quantize.rungs import RUNGS
 
-    config = ProjectConfig.load(project)
-    started = time.monotonic()
-    spec = sources.SourceSpec(
-        source=config.model.source,
-        root=config.root,
-        name=config.model.name,
-        weights=config.model.weights,
-        unsafe_weights=config.model.unsafe_weights,
-        inputs=config.model.inputs,
-        example=config.model.example,
-    )
-    torch.manual_seed(0)
-    model = sources.load(spec)
-    prepared = prepare_model(model.module, model.example_inputs, model.input_names, folder)
-    prepare_s = time.monotonic() - started
-    calibration, choose = (
-        load_samples(
-            str(path),
-            prepared.inputs,
-            config.preprocess,
-            base=config.root,
-            cache=folder / "samples",
-        )
-        for path in (config.data.calib, config.data.eval)
-    )
-    settings = RepairSettings(
-        recipe=RECIPES["static_wi8_ai8"],
-        rungs=tuple(RUNGS)[:2] if quick else tuple(RUNGS),
-        max_drop=_NEVER_ENOUGH,
-    )
-    made = folder / "made"
-    made.mkdir()
-    repaired = repair_program(
-        folder / PROGRAM,
-        calibration,
-        choose,
-        settings,
-        folder,
-        folder,
-        made,
-        on_step=lambda name: print(f"{name} ...", file=sys.stderr, flush=True),
-    )
-    return prepare_s, repaired.ladder
+    rungs = tuple(RUNGS)[:2] if quick else tuple(RUNGS)
+    return prepared(project, folder).repair("ladder", rungs, _NEVER_ENOUGH)
 
 
-def report(prepare_s: float, rungs: Sequence[RungResult]) -> Report:
-    """The table and the bars."""
+def report(rungs: Sequence[RungResult]) -> Report:
+    """The table; it has no bar."""
     rows, best = [], rungs[0]
     for rung in rungs:
         gain = rung.sqnr_db - best.sqnr_db
@@ -115,15 +60,11 @@ def report(prepare_s: float, rungs: Sequence[RungResult]) -> Report:
             )
         )
         best = rung if rung.kept else best
-    engine_s = prepare_s + sum(r.seconds for r in rungs if r.rung in _CHEAP)
     return Report(
         name="ladder",
         columns=("rung", "", "SQNR dB", "gain", "drop", "s", "adds ms", "what"),
         rows=rows,
-        bars=[
-            Bar("preparation, calibration, biases, rounding", engine_s, _ENGINE_S, "s"),
-            Bar("peak memory", _peak_gb(), _ENGINE_GB, "GB"),
-        ],
+        bars=[],
         notes=("Simulated on the evaluation set, with all kept rungs below.",),
         conditions=conditions("torch"),
     )
@@ -150,12 +91,6 @@ def draw(rungs: Sequence[RungResult], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None, "Creator": None})
     pyplot.close(figure)
-
-
-def _peak_gb() -> float:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Our INT8 artifacts beside each runtime's stock recipe and Olive's: accuracy, size, latency.
 
-Every case is made, timed and judged before the next begins, and its record is appended to
-records.jsonl in the work folder: a run that was cut goes on where it stopped, and what did not
-change since the last run is not done again (--fresh does it again).
+Every case is made and judged, and then timed, before the next begins; after each phase its record
+is appended to records.jsonl in the work folder: a run that was cut goes on where it stopped, and
+what did not change since the last run is not done again (--fresh does it again). Making and judging
+do not mind a busy machine, so the phases can be run apart: --only make, and later --only time.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.common import argument_parser, conditions, finish
 from benchmarks.models.cached import CACHE
-from benchmarks.quality import records
+from benchmarks.quality import keys, records
 from benchmarks.quality.cases import CASES, EXAMPLE, ROOT, TINY, Case
 from benchmarks.quality.records import Record
-from benchmarks.quality.running import run_case
+from benchmarks.quality.running import make_case
 from benchmarks.quality.table import report
+from benchmarks.quality.timed import is_there, time_case
 from benchmarks.quality.timing import Effort
 
 WORK = CACHE / "quality"
@@ -35,6 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", help="only these, with commas; default: all")
     parser.add_argument("--work", type=Path, help=f"work folder (default {WORK}; --quick: none)")
     parser.add_argument("--fresh", action="store_true", help="do again what was done before")
+    parser.add_argument(
+        "--only",
+        choices=("make", "time"),
+        help="make and judge without timing, or time what was made before",
+    )
     options = parser.parse_args(arguments)
     cases = _cases(options, parser)
     before = conditions(*PACKAGES)
@@ -44,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     with tempfile.TemporaryDirectory(prefix="edgekit-quality-") as temporary:
         work = options.work or (Path(temporary) if options.quick else WORK)
-        found = _run(cases, work.absolute(), quick=options.quick, fresh=options.fresh)
+        phases = (options.only,) if options.only else ("make", "time")
+        found = _run(cases, work.absolute(), phases, quick=options.quick, fresh=options.fresh)
     before["timing"] = (
         "1 thread on one pinned core, a process per file and round, order rotated; "
         "median over rounds"
@@ -67,30 +76,51 @@ def _cases(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Sequ
     return [known[name] for name in wanted]
 
 
-def _run(cases: Sequence[Case], work: Path, *, quick: bool, fresh: bool) -> dict[str, Record]:
+def _run(
+    cases: Sequence[Case], work: Path, phases: Sequence[str], *, quick: bool, fresh: bool
+) -> dict[str, Record]:
     work.mkdir(parents=True, exist_ok=True)
     log = work / "records.jsonl"
-    done = {} if fresh else records.read(log)
+    done = records.read(log)
     olive = find_spec("olive") is not None
     found = {}
     for case in cases:
         effort = Effort(case.rounds, QUICK_S, QUICK_S) if quick else Effort(case.rounds)
-        key = records.key_of(case, effort, olive)
-        if key not in done:
-            started = time.monotonic()
-            print(f"{case.name}: ...", file=sys.stderr, flush=True)
-            done[key] = run_case(case, key, work, effort, olive=olive)
-            what = done[key].skipped or done[key].failure or "done"
-            print(
-                f"{case.name}: {what}, {time.monotonic() - started:.0f} s",
-                file=sys.stderr,
-                flush=True,
-            )
-            # What failed or could not be had is tried again the next time.
-            if not done[key].skipped and not done[key].failure:
-                records.append(log, done[key])
-        found[case.name] = done[key]
+        key = keys.made_key(case, olive=olive)
+        record = done.get(key)
+        if record is not None and not is_there(record, work):
+            record = None
+        if "make" in phases and (record is None or fresh):
+            with _told(case, "make"):
+                record = make_case(case, key, work, olive=olive)
+            _keep(log, record)
+        if record is None:
+            record = Record(case.name, key, failure="not made yet, or changed since: --only make")
+        timed_key = keys.timed_key(case, key, effort)
+        stale = record.timed_key != timed_key
+        if "time" in phases and (stale or fresh) and not (record.skipped or record.failure):
+            with _told(case, "time"):
+                record = time_case(case, record, timed_key, work, effort)
+            _keep(log, record)
+        elif stale:
+            record = record.untimed()
+        found[case.name] = record
     return found
+
+
+def _keep(log: Path, record: Record) -> None:
+    # What failed or could not be had is tried again the next time.
+    if not record.skipped and not record.failure:
+        records.append(log, record)
+
+
+@contextmanager
+def _told(case: Case, phase: str) -> Iterator[None]:
+    started = time.monotonic()
+    print(f"{case.name}: {phase} ...", file=sys.stderr, flush=True)
+    yield
+    seconds = time.monotonic() - started
+    print(f"{case.name}: {phase}, {seconds:.0f} s", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

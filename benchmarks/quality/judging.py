@@ -51,7 +51,7 @@ def figures(case: Case, made: Made, truth: Truth, workdir: Path) -> Figures:
     given = HostMeasurer().outputs(
         made.path,
         made.runtime,
-        fed(made, truth.inputs),
+        fed(made.inputs, truth.inputs),
         made.outputs or truth.specs,
         workdir=workdir,
     )
@@ -82,11 +82,11 @@ def cut(stack: np.ndarray, part: Part) -> np.ndarray:
     return rows
 
 
-def fed(made: Made, stacks: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Inputs as the file wants them: integers where it says so."""
-    if not made.inputs:
+def fed(specs: Sequence[TensorSpec], stacks: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Inputs as a file wants them: integers where its specs say so."""
+    if not specs:
         return list(stacks)
-    return [_quantized(stack, spec) for stack, spec in zip(stacks, made.inputs, strict=True)]
+    return [_quantized(stack, spec) for stack, spec in zip(stacks, specs, strict=True)]
 
 
 def _quantized(stack: np.ndarray, spec: TensorSpec) -> np.ndarray:

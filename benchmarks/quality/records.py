@@ -1,34 +1,64 @@
-"""What was found about a case: one JSON line per case, appended, so that a cut run goes on."""
+"""What was found about a case: one JSON line per case and phase.
+
+Lines are appended, so that a cut run goes on where it was. The last line of a key counts: that of
+the timing repeats what making and judging found.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import os
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.quality.cases import ROOT, Case
+from benchmarks.common import cpu_model
 from edgekit import codec, stats
 from edgekit.errors import BundleError
-from edgekit.pipeline.workspace import environment
-from edgekit.types import OutputQuality
+from edgekit.types import OutputQuality, TensorSpec
 
 Side = Literal["float", "ours", "stock_float", "stock", "olive"]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One file that was compared, or why there is none (``failure``).
+class Conditions:
+    """When a phase ran and on what: UTC, processor, load of one minute before and after it."""
 
-    ``outputs``, ``agreement`` and ``accuracy`` are on the report set, against the float PyTorch
-    model. ``latency_ns`` holds the runs of each process, in the order of the rounds. ``note`` says
-    what else a reader must know, such as that the file is over the budget.
+    utc: str
+    cpu: str
+    load_before: float
+    load_after: float
+
+    @classmethod
+    def since(cls, utc: str, load_before: float) -> Conditions:
+        """Those of a phase that ends now."""
+        return cls(utc, cpu_model(), round(load_before, 2), round(os.getloadavg()[0], 2))
+
+    @staticmethod
+    def now() -> tuple[str, float]:
+        """What :meth:`since` wants to know of the start."""
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), os.getloadavg()[0]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file, or why there is none (``failure``).
+
+    ``path`` is relative to the work folder; ``inputs`` are given where the file is fed other types
+    than the model. ``drop`` is ours on the set for decisions. ``outputs``, ``agreement`` and
+    ``accuracy`` are on the report set, against the float PyTorch model. ``latency_ns`` holds the
+    runs of each process, in the order of the rounds; ``untimed`` says why there are none. ``note``
+    says what else a reader must know, such as that the file is over the budget.
     """
 
     side: Side
     runtime: str
     artifact: str
+    path: str = ""
+    sha256: str = ""
+    inputs: tuple[TensorSpec, ...] = ()
+    drop: float | None = None
     size_bytes: int = 0
     int8_mac_share: float | None = None
     outputs: tuple[OutputQuality, ...] = ()
@@ -37,6 +67,7 @@ class Entry:
     latency_ns: tuple[tuple[int, ...], ...] = ()
     note: str = ""
     failure: str = ""
+    untimed: str = ""
 
     @property
     def median_ns(self) -> float:
@@ -51,10 +82,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Alone:
-    """A part of the output on one runtime: as part of the whole, and from a model of its own."""
+    """A part of an artifact's output: as part of the whole, and from a model of its own."""
 
     part: str
-    runtime: str
+    artifact: str
     whole_db: float
     alone_db: float
 
@@ -71,15 +102,18 @@ class Choice:
 
 @dataclass(frozen=True)
 class Record:
-    """A whole case. ``seconds`` are those of each phase; ``skipped`` says why nothing was done,
-    ``failure`` why it did not end."""
+    """A whole case. ``key`` and ``timed_key`` are those of :mod:`.keys`; ``compared`` are the ids
+    of our INT8 artifacts that stand for their runtimes. ``seconds`` are those of each phase;
+    ``skipped`` says why nothing was done, ``failure`` why it did not end."""
 
     case: str
     key: str
-    cpu: str = ""
-    load: float = 0.0
+    made: Conditions | None = None
+    timed_key: str = ""
+    timed: Conditions | None = None
     float_accuracy: float | None = None
     entries: tuple[Entry, ...] = ()
+    compared: tuple[str, ...] = ()
     choices: tuple[Choice, ...] = ()
     alone: tuple[Alone, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -87,9 +121,18 @@ class Record:
     failure: str = ""
 
     def entry(self, side: Side, runtime: str) -> Entry | None:
-        """The file of one side and runtime, where it was made and could be run."""
+        """The file that stands for one side and runtime, where it was made and could be run."""
         found = [e for e in self.entries if (e.side, e.runtime) == (side, runtime)]
+        if side == "ours":
+            found = [entry for entry in found if entry.artifact in self.compared]
         return next((entry for entry in found if not entry.failure), None)
+
+    def untimed(self) -> Record:
+        """The record without a timing that no longer holds for it."""
+        entries = tuple(
+            replace(entry, latency_ns=(), note="", untimed="") for entry in self.entries
+        )
+        return replace(self, timed_key="", timed=None, entries=entries, choices=())
 
     def fastest_float(self, runtime: str) -> Entry | None:
         """The faster of our float file and the vendor's: a slow one would flatter INT8."""
@@ -102,25 +145,14 @@ class Record:
         return tuple(dict.fromkeys(entry.runtime for entry in self.entries))
 
 
-def key_of(case: Case, *settings: object) -> str:
-    """A hash over the case, edgekit, the benchmark's own code and the installed packages."""
-    digest = hashlib.sha256(environment().encode())
-    code = [case.file]
-    for part in ("models", "quality", "vendors"):
-        code += sorted((ROOT / "benchmarks" / part).glob("*.py"))
-    for path in code:
-        digest.update(path.read_bytes() if path.is_file() else b"")
-    digest.update(repr((case, settings)).encode())
-    return digest.hexdigest()[:20]
-
-
 def append(path: Path, record: Record) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(codec.to_json(record) + "\n")
 
 
 def read(path: Path) -> dict[str, Record]:
-    """The records by key; a line that a cut run left half-written is passed over."""
+    """The last record of each key; lines that a cut run left half-written, or that another version
+    wrote, are passed over."""
     found = {}
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():

@@ -1,8 +1,7 @@
-"""One case from nothing to its record."""
+"""One case from nothing to its record, but for the timing (:mod:`.timed`)."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,26 +12,30 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import cpu_model
-from benchmarks.quality import choosing, judging, making
+from benchmarks.quality import judging, keys, making
 from benchmarks.quality.cases import Case, Part
 from benchmarks.quality.judging import Figures, Truth
 from benchmarks.quality.making import Made
-from benchmarks.quality.records import Alone, Choice, Entry, Record
-from benchmarks.quality.timing import Effort, Timed, measure
+from benchmarks.quality.records import Alone, Conditions, Entry, Record
 from edgekit.bundle import Bundle
 from edgekit.errors import EdgekitError
-from edgekit.targets.runner import RunnerReport
+from edgekit.files import sha256_file
+from edgekit.types import EvalResult
 
 
-def run_case(case: Case, key: str, work: Path, effort: Effort, *, olive: bool) -> Record:
-    """Make, time, choose and judge; what does not work is in the record, not raised."""
+def folder_of(case: Case, work: Path) -> Path:
+    """Where the files of a case are; vendors' files stay while they would be made the same."""
+    return work / f"{case.name}-{keys.stock_key(case)}"
+
+
+def make_case(case: Case, key: str, work: Path, *, olive: bool) -> Record:
+    """Make all files and judge them; what does not work is in the record, not raised."""
     if case.needs and find_spec(case.needs) is None:
         return Record(case.name, key, skipped=f"{case.needs} is not installed")
-    folder = work / f"{case.name}-{key}"
+    folder = folder_of(case, work)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return _Run(case, key, folder, effort, olive).record()
+        return _Run(case, key, work, folder, olive).record()
     except EdgekitError as error:
         return Record(case.name, key, failure=error.message)
 
@@ -41,14 +44,14 @@ def run_case(case: Case, key: str, work: Path, effort: Effort, *, olive: bool) -
 class _Run:
     case: Case
     key: str
+    work: Path
     folder: Path
-    effort: Effort
     olive: bool
     seconds: dict[str, float] = field(default_factory=dict)
 
     def record(self) -> Record:
         case, folder = self.case, self.folder
-        load = os.getloadavg()[0]
+        started = Conditions.now()
         with self._phase("sets and model"):
             if not (folder / "report.npz").is_file():
                 making.prepare(case, folder)
@@ -57,29 +60,10 @@ class _Run:
         with self._phase("stock"):
             stock = making.make_stock(case, folder, olive=self.olive)
         made = [*making.ours(bundle, failures), *stock]
-        with self._phase("timing"):
-            reports, unable = self._time(made)
-            facts = choosing.this_machine(folder / "device")
-        probes = choosing.probe_results(bundle, reports, facts)
-        notes: dict[str, str] = {}
-        choices: list[Choice] = []
-        judged = set()
-        for runtime in making.VENDORS:
-            best = choosing.best_int8(bundle, probes, runtime, case.max_drop)
-            if best is not None:
-                judged.add(runtime)
-                notes[best[0]] = best[1]
-            choice = choosing.choice(bundle, probes, runtime, case.max_drop)
-            choices += [choice] if choice is not None else []
-        # Of our INT8 variants the chosen one is compared; without one, the failures are listed.
-        compared = [
-            one
-            for one in made
-            if one.side != "ours" or one.artifact in notes or one.runtime not in judged
-        ]
-        with self._phase("report"):
+        decided = decisions(bundle)
+        with self._phase("judging"):
             truth = self._truth(case.factory)
-            entries = [self._entry(one, reports, unable, notes, truth) for one in compared]
+            entries = [self._entry(one, decided, truth) for one in made]
             alone = [
                 found
                 for part in case.parts
@@ -88,35 +72,16 @@ class _Run:
             ]
         accuracy = None
         if case.metric == "top1":
-            float_figures = judging.compare(case, ["output"], truth, truth.outputs)
-            accuracy = float_figures.accuracy
+            accuracy = judging.compare(case, ["output"], truth, truth.outputs).accuracy
         return Record(
             case=case.name,
             key=self.key,
-            cpu=cpu_model(),
-            load=load,
+            made=Conditions.since(*started),
             float_accuracy=accuracy,
             entries=tuple(entries),
-            choices=tuple(choices),
+            compared=tuple(_least_accurate(case, entries, decided)),
             alone=tuple(alone),
             seconds=self.seconds,
-        )
-
-    def _time(self, made: Sequence[Made]) -> tuple[dict[str, list[RunnerReport]], dict[str, str]]:
-        stacks, _ = judging.read_set(self.folder / "choose.npz")
-        first = [stack[:1] for stack in stacks]
-        return measure(
-            [
-                Timed(
-                    one.artifact,
-                    one.runtime,
-                    one.path,
-                    tuple(stack[0] for stack in judging.fed(one, first)),
-                )
-                for one in made
-                if one.path is not None
-            ],
-            self.effort,
         )
 
     def _truth(self, factory: str) -> Truth:
@@ -124,25 +89,19 @@ class _Run:
         specs, files = making.reference(self.case, self.folder, "report", factory)
         return Truth(stacks, labels, specs, [np.load(file) for file in files])
 
-    def _entry(
-        self,
-        made: Made,
-        reports: Mapping[str, Sequence[RunnerReport]],
-        unable: Mapping[str, str],
-        notes: Mapping[str, str],
-        truth: Truth,
-    ) -> Entry:
-        failure = made.failure or unable.get(made.artifact, "")
-        entry = Entry(made.side, made.runtime, made.artifact, failure=failure)
-        if failure or made.path is None:
+    def _entry(self, made: Made, decided: Mapping[str, EvalResult], truth: Truth) -> Entry:
+        entry = Entry(made.side, made.runtime, made.artifact, failure=made.failure)
+        if made.failure or made.path is None:
             return entry
         inspection = made.inspection
         entry = replace(
             entry,
+            path=str(made.path.relative_to(self.work)),
+            sha256=sha256_file(made.path),
+            inputs=made.inputs if made.side in ("stock", "olive") else (),
+            drop=decided[made.artifact].drop if made.artifact in decided else None,
             size_bytes=made.path.stat().st_size,
             int8_mac_share=inspection.int8_mac_share if inspection else None,
-            latency_ns=tuple(report.latency_ns for report in reports[made.artifact]),
-            note=notes.get(made.artifact, ""),
         )
         try:
             found = self._figures(made, truth)
@@ -153,8 +112,8 @@ class _Run:
         )
 
     def _alone(self, part: Part, whole: Bundle, entries: Sequence[Entry]) -> list[Alone]:
-        """Each runtime's SQNR of a part as one of several and from a model of its own, made by the
-        same recipe as the artifact that was compared."""
+        """Each artifact's SQNR of a part as one of several, and from a model of its own that was
+        made by the same recipe."""
         bundle, failures = making.make_ours(
             self.case, self.folder / part.alone, self.folder, part.alone
         )
@@ -173,7 +132,7 @@ class _Run:
                     figures = self._figures(made[artifact.id], truth)
                     (together,) = (o.sqnr_db for o in entry.outputs if o.output == part.name)
                     by_itself = min(o.sqnr_db for o in figures.outputs)
-                    found.append(Alone(part.name, entry.runtime, together, by_itself))
+                    found.append(Alone(part.name, entry.artifact, together, by_itself))
         return found
 
     def _figures(self, made: Made, truth: Truth) -> Figures:
@@ -185,3 +144,31 @@ class _Run:
         started = time.monotonic()
         yield
         self.seconds[name] = round(time.monotonic() - started, 1)
+
+
+def decisions(bundle: Bundle) -> dict[str, EvalResult]:
+    """What our artifacts gave on the set for decisions, by id."""
+    return {
+        result.artifact_id: result
+        for evaluation in bundle.manifest.evals
+        if evaluation.role == "choose"
+        for result in evaluation.results
+    }
+
+
+def _least_accurate(
+    case: Case, entries: Sequence[Entry], decided: Mapping[str, EvalResult]
+) -> Iterator[str]:
+    """What stands for each runtime until the timing chooses: of the INT8 artifacts within the
+    budget the least accurate, as every one may be chosen; without one, the most accurate."""
+
+    def accuracy(entry: Entry) -> tuple[float, float]:
+        result = decided[entry.artifact]
+        return -result.drop, min((one.sqnr_db for one in result.outputs), default=0.0)
+
+    for runtime in dict.fromkeys(entry.runtime for entry in entries):
+        ours = [e for e in entries if (e.side, e.runtime) == ("ours", runtime) and not e.failure]
+        within = [e for e in ours if decided[e.artifact].drop <= case.max_drop]
+        if ours:
+            found = min(within, key=accuracy) if within else max(ours, key=accuracy)
+            yield found.artifact

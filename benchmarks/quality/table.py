@@ -77,14 +77,22 @@ def _rows(case: Case, record: Record) -> Iterator[Sequence[str]]:
                 yield _row(record, entry)
 
 
+def _name(record: Record, entry: Entry) -> str:
+    """Runtime and side; of our INT8 variants, those that do not stand for their runtime by id."""
+    if entry.side == "ours" and entry.artifact not in record.compared:
+        return f"{entry.runtime} {_SIDES['ours']}, also: {entry.artifact.partition('-int8')[2]}"
+    return f"{entry.runtime} {_SIDES[entry.side]}"
+
+
 def _row(record: Record, entry: Entry) -> Sequence[str]:
-    name = f"  {entry.runtime} {_SIDES[entry.side]}"
+    name = f"  {_name(record, entry)}"
     if entry.failure:
         return [name, "failed", *[""] * (len(COLUMNS) - 2)]
     twin = fastest = None
     if entry.side not in ("float", "stock_float"):
         twin, fastest = record.entry("float", entry.runtime), record.fastest_float(entry.runtime)
     top1 = entry.agreement if entry.accuracy is None else entry.accuracy
+    timed = bool(entry.latency_ns)
     return [
         name,
         "" if entry.sqnr_db is None else f"{entry.sqnr_db:.1f}",
@@ -92,8 +100,8 @@ def _row(record: Record, entry: Entry) -> Sequence[str]:
         "" if entry.int8_mac_share is None else f"{entry.int8_mac_share:.0%}",
         f"{entry.size_bytes / 1e6:.2f}",
         "" if twin is None else f"{entry.size_bytes / twin.size_bytes:.3f}",
-        f"{entry.median_ns / 1e6:.2f}",
-        "" if fastest is None else f"{ratio(entry, fastest):.2f}",
+        f"{entry.median_ns / 1e6:.2f}" if timed else "",
+        f"{ratio(entry, fastest):.2f}" if timed and fastest is not None else "",
     ]
 
 
@@ -101,9 +109,9 @@ def _notes(case: Case, record: Record) -> Iterator[str]:
     if record.failure:
         yield f"{case.name}: {record.failure}"
     for entry in record.entries:
-        what = f"{case.name}, {entry.runtime} {_SIDES[entry.side]}"
-        if entry.failure:
-            yield f"{what}: {entry.failure}"
+        what = f"{case.name}, {_name(record, entry)}"
+        if entry.failure or entry.untimed:
+            yield f"{what}: {entry.failure or entry.untimed}"
         if entry.note:
             yield f"{what}: {entry.note} ({entry.artifact})"
         if len(entry.outputs) > 1 and entry.side not in ("float", "stock_float"):
@@ -113,7 +121,7 @@ def _notes(case: Case, record: Record) -> Iterator[str]:
         if choice.precision == "fp32":
             yield f"{case.name}, {choice.runtime}: the selector takes float: {choice.rule}"
     if case.bars.agreement is not None and not record.failure:
-        ours = [e for e in record.entries if e.side == "ours" and not e.failure]
+        ours = [e for e in record.entries if e.artifact in record.compared and not e.failure]
         reached = [
             entry.runtime
             for entry in ours
@@ -125,5 +133,10 @@ def _notes(case: Case, record: Record) -> Iterator[str]:
         )
     if record.seconds:
         spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in record.seconds.items())
-        load = f"; load before {record.load:.2f}"
-        yield f"{case.name}: {spent}{load}"
+        yield f"{case.name}: {spent}"
+    for done, when in (("made", record.made), ("timed", record.timed)):
+        if when is not None:
+            load = f"load {when.load_before:.2f} before, {when.load_after:.2f} after"
+            yield f"{case.name}: {done} {when.utc} on {when.cpu}; {load}"
+    if record.timed is None:
+        yield f"{case.name}: not timed; of our variants within the budget the least accurate stand"

@@ -16,7 +16,8 @@ LATENCY_NOISE = 0.03
 
 
 def bars(case: Case, record: Record, seed: int) -> list[Bar]:
-    """Every bar of a case that was run; a case that failed has one, which is missed."""
+    """Every bar of a case that was run, on latency only if it was timed; a case that failed has
+    one, which is missed."""
     if record.skipped:
         return []
     if record.failure:
@@ -29,16 +30,17 @@ def bars(case: Case, record: Record, seed: int) -> list[Bar]:
             found += _against_stock(case, record, ours, seed)
             found += _against_float(case, record, ours, seed)
     found += _between_runtimes(case, record)
+    runtimes = {entry.artifact: entry.runtime for entry in record.entries}
     found += [
         Bar(
-            f"{case.name} {alone.runtime}: {alone.part} alone, better by",
+            f"{case.name} {runtimes[alone.artifact]}: {alone.part} alone, better by",
             alone.alone_db - alone.whole_db,
             case.bars.apart_db,
             "dB",
             timing=False,
         )
         for alone in record.alone
-        if case.bars.apart_db is not None
+        if case.bars.apart_db is not None and alone.artifact in record.compared
     ]
     return found
 
@@ -53,7 +55,8 @@ def _made(case: Case, record: Record) -> Iterator[Bar]:
         for side in ("float", "ours"):
             entries = [e for e in record.entries if (e.side, e.runtime) == (side, runtime)]
             failed = not any(not entry.failure for entry in entries)
-            if failed:
+            untimed = any(entry.untimed for entry in entries)
+            if failed or untimed:
                 name = "float" if side == "float" else "INT8"
                 yield Bar(f"{case.name} {runtime}: {name} files missing", 1, 0, timing=False)
 
@@ -84,7 +87,7 @@ def _against_stock(case: Case, record: Record, ours: Entry, seed: int) -> Iterat
         yield Bar(
             f"{what}: SQNR above stock", gained, -SQNR_NOISE_DB, "dB", timing=False, least=True
         )
-    if case.bars.stock_latency:
+    if case.bars.stock_latency and ours.latency_ns and stock.latency_ns:
         found = compare(ours, stock, seed)
         yield Bar(
             f"{what}: latency of stock {found.ratio.value:.2f}, surely above",
@@ -95,7 +98,7 @@ def _against_stock(case: Case, record: Record, ours: Entry, seed: int) -> Iterat
 
 def _against_float(case: Case, record: Record, ours: Entry, seed: int) -> Iterator[Bar]:
     twin, what = record.fastest_float(ours.runtime), f"{case.name} {ours.runtime}"
-    if twin is None:
+    if twin is None or not ours.latency_ns:
         return
     limit = case.bars.latency.get(ours.runtime)
     if limit is not None:
@@ -109,7 +112,9 @@ def _against_float(case: Case, record: Record, ours: Entry, seed: int) -> Iterat
 def _between_runtimes(case: Case, record: Record) -> Iterator[Bar]:
     limit = case.bars.executorch_of_tflite
     one, other = record.entry("ours", "executorch"), record.entry("ours", "tflite")
-    if limit is not None and one is not None and other is not None:
+    if limit is None or one is None or other is None:
+        return
+    if one.latency_ns and other.latency_ns:
         yield Bar(f"{case.name}: ExecuTorch's latency of TFLite's", ratio(one, other), limit)
 
 

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 
 from benchmarks.common import Bar, finish
-from benchmarks.quality import judging, records
+from benchmarks.quality import judging, keys, records
 from benchmarks.quality.__main__ import main
 from benchmarks.quality.cases import CASES, TINY, Bars, Case, Part
 from benchmarks.quality.judging import Truth
-from benchmarks.quality.making import Made
 from benchmarks.quality.records import Alone, Choice, Entry, Record, Side
 from benchmarks.quality.sets import SETS, write_sets
 from benchmarks.quality.table import report
+from benchmarks.quality.timed import is_there
 from benchmarks.quality.timing import Timed, pinned, rotated
 from benchmarks.quality.verdicts import bars
+from edgekit.files import sha256_file
 from edgekit.types import OutputQuality, TensorSpec
 
 MS = 10**6
@@ -54,7 +55,8 @@ def entry(
 def held(bars_: Bars, *entries: Entry, **fields: object) -> dict[str, bool]:
     """Which bars of a made-up record are kept, by what they say."""
     case = replace(TINY, bars=bars_)
-    record = Record("tiny", "key", entries=entries, **fields)  # type: ignore[arg-type]
+    compared = tuple(entry.artifact for entry in entries if entry.side == "ours")
+    record = Record("tiny", "key", entries=entries, compared=compared, **fields)  # type: ignore[arg-type]
     return {bar.what: bar.kept for bar in bars(case, record, seed=0)}
 
 
@@ -88,10 +90,35 @@ def test_a_record_survives_a_run_that_was_cut(tmp_path: Path) -> None:
     assert records.read(tmp_path / "none.jsonl") == {}
 
 
-def test_a_case_is_done_again_when_what_it_depends_on_changes() -> None:
-    assert records.key_of(TINY, 1) == records.key_of(TINY, 1)
-    assert records.key_of(TINY, 1) != records.key_of(TINY, 2)
-    assert records.key_of(TINY, 1) != records.key_of(replace(TINY, counts=(1, 2, 3)), 1)
+def test_what_is_done_again_depends_on_what_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_keys(case: Case) -> tuple[str, str, str]:
+        made = keys.made_key(case, olive=False)
+        return keys.stock_key(case), made, keys.timed_key(case, made, 0.3)
+
+    def changed(case: Case) -> list[bool]:
+        return [a != b for a, b in zip(before, all_keys(case), strict=True)]
+
+    before = all_keys(TINY)
+    assert changed(TINY) == [False, False, False]
+    assert changed(replace(TINY, counts=(1, 2, 3))) == [True, True, True]
+    assert changed(replace(TINY, max_drop=0.5)) == [False, True, True]
+    assert changed(replace(TINY, rounds=9)) == [False, False, True]
+    assert changed(replace(TINY, bars=Bars(sqnr_db=99.0))) == [False, False, False]
+    monkeypatch.setattr(keys, "_ENGINE", ("quantize/engine.py",))
+    assert changed(TINY) == [False, True, True]
+
+
+def test_timing_alone_wants_files_that_were_made_and_did_not_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--quick", "--only", "time", "--work", str(tmp_path), "--json"]) == 1
+    assert "not made yet" in capsys.readouterr().out
+    (tmp_path / "x.onnx").write_bytes(b"model")
+    digest = sha256_file(tmp_path / "x.onnx")
+    record = Record("tiny", "key", entries=(Entry("ours", "onnx", "x", "x.onnx", digest),))
+    assert is_there(record, tmp_path)
+    (tmp_path / "x.onnx").write_bytes(b"another")
+    assert not is_there(record, tmp_path)
 
 
 def test_a_failure_of_ours_is_a_missed_bar_and_one_of_stock_is_none() -> None:
@@ -159,7 +186,10 @@ def test_where_int8_is_slower_the_selector_has_to_take_float(chosen: str, kept: 
 
 
 def test_a_part_may_lose_little_against_the_model_that_gives_only_it() -> None:
-    alone = (Alone("boxes", "tflite", 30.0, 30.9), Alone("scores", "tflite", 0.1, 30.0))
+    alone = tuple(
+        Alone(part, "ours-tflite", together, by_itself)
+        for part, together, by_itself in (("boxes", 30.0, 30.9), ("scores", 0.1, 30.0))
+    )
     found = held(Bars(apart_db=1.0), entry("float"), entry("ours"), alone=alone)
     assert found == {
         "tiny tflite: boxes alone, better by": True,
@@ -171,7 +201,8 @@ def test_a_missed_bar_is_exit_code_1_but_for_times_in_a_quick_run(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     case = replace(TINY, bars=Bars(latency={"tiny": 1.0, "tflite": 0.5}))
-    record = Record("tiny", "key", entries=(entry("float"), entry("ours", db=12.3)))
+    files = (entry("float"), entry("ours", db=12.3))
+    record = Record("tiny", "key", entries=files, compared=("ours-tflite",))
     found = report([case], {"tiny": record}, {}, 0)
     assert finish(found, as_json=False, quick=False) == 1
     assert finish(found, as_json=False, quick=True) == 0
@@ -214,11 +245,10 @@ def test_the_sets_of_a_case_are_disjoint_and_of_the_size_that_it_says(tmp_path: 
 
 def test_an_integer_file_is_fed_integers() -> None:
     spec = TensorSpec("args_0", (1, 2), "int8", scale=0.5, zero_point=-10)
-    made = Made("stock", "tflite", "x", Path("x.tflite"), inputs=(spec,))
-    (given,) = judging.fed(made, [np.array([[1.0, 1000.0]], np.float32)])
+    (given,) = judging.fed([spec], [np.array([[1.0, 1000.0]], np.float32)])
     assert given.dtype == np.int8 and given.tolist() == [[-8, 127]]
     floats = np.ones((1, 2), np.float32)
-    assert judging.fed(replace(made, inputs=()), [floats])[0] is floats
+    assert judging.fed((), [floats])[0] is floats
 
 
 def test_parts_of_an_output_are_judged_one_by_one() -> None:
