@@ -14,8 +14,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Variant:
     """``rewrites`` are names of :data:`edgekit.quantize.rewrites.REWRITES`; ``float_ops`` are
-    operators as ``str(node.target)`` gives them; ``schemes`` are those of
-    :attr:`edgekit.types.Recipe.scheme` that it makes sense for."""
+    operators as ``str(node.target)`` gives them, those that the rewrites bring in among them;
+    ``schemes`` are those of :attr:`edgekit.types.Recipe.scheme` that it makes sense for."""
 
     name: str
     rewrites: tuple[str, ...] = ()
@@ -26,7 +26,7 @@ class Variant:
 BASE = Variant("", schemes=("float", "static", "dynamic", "weight_only"))
 
 _FOLD = Variant("fold", rewrites=("fold_hardswish", "fold_hardsigmoid"))
-_CHANNELS_FIRST = Variant("channels_first", rewrites=("channels_first",))
+_DELEGATED = ("moves_as_slices", "decompose_attention", "spell_out_silu")
 
 #: What won at least 2 % of latency or 1 dB there on some model. TorchScript gets no fold: its
 #: quantized ReLU6 is wrong where no layer takes it in.
@@ -34,18 +34,20 @@ BY_RUNTIME: dict[str, tuple[Variant, ...]] = {
     "executorch": (
         # The delegate has no SiLU, but sigmoid and product.
         Variant("silu_as_product", rewrites=("spell_out_silu",)),
-        Variant(
-            "plain_attention",
-            rewrites=("moves_as_slices", "decompose_attention"),
-            schemes=("dynamic", "static"),
-        ),
+        # All that the delegate takes only in another form; with SiLU alone it is the one above.
+        Variant("delegated_forms", rewrites=_DELEGATED, schemes=("dynamic", "static")),
     ),
     "tflite": (
         _FOLD,
         Variant("float_hardswish", float_ops=("aten.hardswish.default",)),
-        _CHANNELS_FIRST,
+        # The means of layer norms in float: in int8 they cost the accuracy that it wins.
+        Variant(
+            "channels_first",
+            rewrites=("channels_first",),
+            float_ops=("aten.convolution.default",),
+        ),
     ),
-    "onnx": (_FOLD, _CHANNELS_FIRST),
+    "onnx": (_FOLD,),
 }
 
 
@@ -64,9 +66,9 @@ def variants(
     for variant in BY_RUNTIME.get(runtime, ()):
         if scheme not in variant.schemes:
             continue
-        effect = (
-            tuple(name for name in variant.rewrites if name in applicable),
-            tuple(op for op in variant.float_ops if op in ops),
-        )
+        rewrites = tuple(name for name in variant.rewrites if name in applicable)
+        # Operators that only a rewrite brings in are not in the program yet.
+        brought_in = bool(rewrites)
+        effect = (rewrites, tuple(op for op in variant.float_ops if op in ops or brought_in))
         found.setdefault(effect, Variant(variant.name, *effect, variant.schemes))
     return tuple(found.values())

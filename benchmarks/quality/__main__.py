@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="edgekit-quality-") as temporary:
         work = options.work or (Path(temporary) if options.quick else WORK)
         phases = (options.only,) if options.only else ("make", "time")
-        found = _run(cases, work.absolute(), phases, quick=options.quick, fresh=options.fresh)
+        found = _run(cases, work.resolve(), phases, quick=options.quick, fresh=options.fresh)
     before["timing"] = (
         "1 thread on one pinned core, a process per file and round, order rotated; "
         "median over rounds"

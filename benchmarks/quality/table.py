@@ -80,7 +80,8 @@ def _rows(case: Case, record: Record) -> Iterator[Sequence[str]]:
 def _name(record: Record, entry: Entry) -> str:
     """Runtime and side; of our INT8 variants, those that do not stand for their runtime by id."""
     if entry.side == "ours" and entry.artifact not in record.compared:
-        return f"{entry.runtime} {_SIDES['ours']}, also: {entry.artifact.partition('-int8')[2]}"
+        _, _, recipe = entry.artifact.partition(f"-{entry.runtime}-")
+        return f"{entry.runtime} {_SIDES['ours']}, also {recipe}"
     return f"{entry.runtime} {_SIDES[entry.side]}"
 
 

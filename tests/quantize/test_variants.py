@@ -61,3 +61,23 @@ def test_torchscript_never_gets_a_clamp_of_its_own() -> None:
 def test_hard_swish_is_folded_or_left_in_float_for_tflite() -> None:
     made = variants("tflite", "static", ("fold_hardswish", "fold_hardsigmoid"), (HARDSWISH,))
     assert {variant.name for variant in made[1:]} == {"fold", "float_hardswish"}
+
+
+def test_executorch_gets_all_forms_of_its_delegate_at_once() -> None:
+    def rewrites(*applicable: str) -> list[tuple[str, ...]]:
+        found = variants("executorch", "static", applicable, ())
+        return [variant.rewrites for variant in found]
+
+    assert rewrites("spell_out_silu") == [(), ("spell_out_silu",)]
+    assert rewrites("moves_as_slices", "spell_out_silu") == [
+        (),
+        ("spell_out_silu",),
+        ("moves_as_slices", "spell_out_silu"),
+    ]
+    assert rewrites("decompose_attention") == [(), ("decompose_attention",)]
+
+
+def test_means_that_a_rewrite_brings_in_stay_float() -> None:
+    (_, made) = variants("tflite", "static", ("channels_first",), ("aten.layer_norm.default",))
+    assert made.float_ops == ("aten.convolution.default",)
+    assert variants("tflite", "static", (), ("aten.conv2d.default",)) == (BASE,)
