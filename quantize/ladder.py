@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -81,8 +81,14 @@ def climb(
             continue
         on_rung(rung.name)
         trial = _in_order((*kept, rung))
+        alone = ladder.reach(trial[: trial.index(rung) + 1])
+        if not alone.notes[rung.name]:
+            # It changed nothing, so all that stands on it would only be done again.
+            same = replace(best, notes=alone.notes, seconds=alone.seconds)
+            results.append(_result(rung.name, False, same))
+            continue
         found = ladder.reach(trial)
-        helps = bool(found.notes[rung.name]) and _better(found.quality, best.quality)
+        helps = _better(found.quality, best.quality)
         results.append(_result(rung.name, helps, found))
         if helps:
             kept, best = trial, found

@@ -10,24 +10,20 @@ learned relaxation.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx
 
 from edgekit.quantize import graph
-from edgekit.quantize.graph import ATEN, Layer
+from edgekit.quantize.patches import sample_patches
 from edgekit.quantize.rungs.base import Work
 from edgekit.quantize.simulate import Values, run_samples, weight_scales
 
 #: Calibration samples that patches are taken from.
 SAMPLES = 16
-
 #: Input patches per layer from which H is estimated.
 MAX_PATCHES = 4096
-#: Above this patch length H is too large to be worth it (its size is the square).
-MAX_PATCH_LENGTH = 4096
+
 _MAX_SWEEPS = 300
 
 
@@ -56,108 +52,78 @@ def round_weights(
     known = {layer.node: layer for layer in graph.layers(gm) if layer.name not in float_nodes}
     generator = torch.Generator().manual_seed(seed)
     rounded: dict[str, torch.Tensor] = {}
+    pending: dict[fx.Node, Values] = {}
 
     def before(node: fx.Node, values_of: Callable[[fx.Node], Values]) -> None:
         layer = known.get(node)
-        if layer is None or layer.weight in rounded:
+        source = node.args[0] if node.args else None
+        if layer is None or layer.weight in rounded or not isinstance(source, fx.Node):
             return
-        source = node.args[0]
-        assert isinstance(source, fx.Node)
         if source.op != "get_attr":
-            weight = graph.attribute(gm, layer.weight)
-            hessian = _hessian(layer, weight, values_of(source), generator)
-            if hessian is not None:
-                rounded[layer.weight] = _descend(weight, hessian)
-        on_layer()
+            pending[node] = values_of(source)
 
-    run_samples(gm, samples, lambda node, values: values, before)
+    def after(node: fx.Node, values: Values) -> Values:
+        inputs = pending.pop(node, None)
+        if inputs is not None:
+            layer = known[node]
+            weight = graph.attribute(gm, layer.weight)
+            found = sample_patches(layer, weight, inputs, values, MAX_PATCHES, generator)
+            if found is not None:
+                patches, _ = found
+                hessian = patches @ patches.mT / patches.shape[-1]
+                rounded[layer.weight] = descend(weight, hessian)
+            on_layer()
+        return values
+
+    run_samples(gm, samples, after, before)
     for target, weight in rounded.items():
         graph.set_attribute(gm, target, weight)
     return len(rounded)
 
 
-def _hessian(
-    layer: Layer, weight: torch.Tensor, inputs: Values, generator: torch.Generator
-) -> torch.Tensor | None:
-    """E[u u^T]: shape (k, k) for dense layers, (channels, k, k) for depthwise ones."""
-    if layer.node.target == ATEN.linear.default:
-        patches = torch.cat([value.reshape(-1, value.shape[-1]) for value in inputs])
-    elif layer.node.target == ATEN.conv2d.default:
-        groups = int(_argument(layer.node, 6, 1))
-        if groups == weight.shape[0] and groups > 1:
-            return _depthwise_hessian(layer, weight, inputs, generator)
-        if groups != 1:
-            return None
-        per_sample = max(1, MAX_PATCHES // len(inputs))
-        patches = torch.cat(
-            [
-                _sample_rows(_unfold(layer, weight, value)[0].T, per_sample, generator)
-                for value in inputs
-            ]
-        )
-    else:
-        return None
-    if patches.shape[1] > MAX_PATCH_LENGTH:
-        return None
-    patches = _sample_rows(patches, MAX_PATCHES, generator)
-    return patches.T @ patches / len(patches)
-
-
-def _depthwise_hessian(
-    layer: Layer, weight: torch.Tensor, inputs: Values, generator: torch.Generator
+def descend(
+    weight: torch.Tensor, hessian: torch.Tensor, wanted: torch.Tensor | None = None
 ) -> torch.Tensor:
-    channels, taps = weight.shape[0], weight[0].numel()
-    per_sample = max(1, MAX_PATCHES // len(inputs))
-    parts = []
-    for value in inputs:
-        unfolded = _unfold(layer, weight, value)[0].view(channels, taps, -1)
-        if unfolded.shape[-1] > per_sample:
-            chosen = torch.randperm(unfolded.shape[-1], generator=generator)[:per_sample]
-            unfolded = unfolded[..., chosen]
-        parts.append(unfolded)
-    patches = torch.cat(parts, dim=-1)
-    return patches @ patches.transpose(1, 2) / patches.shape[-1]
+    """Greedy floor/ceil flips per output channel; all channels are advanced together.
 
+    Lowers ``q H q^T - 2 q wanted^T`` for each row q of the rounded weight.
 
-def _unfold(layer: Layer, weight: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Patches of the first image of (N, C, H, W) or of (C, H, W): (1, C * kh * kw, positions)."""
-    stride, padding, dilation = (_argument(layer.node, i, d) for i, d in ((3, 1), (4, 0), (5, 1)))
-    kernel = tuple(weight.shape[2:])
-    image = value[:1] if value.dim() == 4 else value[None]
-    return F.unfold(image, kernel, dilation=dilation, padding=padding, stride=stride)
+    Args:
+        weight: float weight, shape (output channels, ...); its own maxima give the grid.
+        hessian: second moments of the input patches, shape (groups, length, length).
+        wanted: ``E[y u^T]`` of the wanted outputs y, shape (output channels, length); default: of
+            those that the float weight gives.
 
-
-def _argument(node: fx.Node, index: int, default: int) -> Any:
-    return node.args[index] if len(node.args) > index else default
-
-
-def _sample_rows(rows: torch.Tensor, limit: int, generator: torch.Generator) -> torch.Tensor:
-    if len(rows) <= limit:
-        return rows
-    return rows[torch.randperm(len(rows), generator=generator)[:limit]]
-
-
-def _descend(weight: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
-    """Greedy floor/ceil flips per output channel; all channels are advanced together."""
-    scales = weight_scales(weight, 0)
-    target = (weight / scales).flatten(1)
+    Returns:
+        the weight on the per-channel max/127 grid; same shape.
+    """
+    groups, length, _ = hessian.shape
+    scales = weight_scales(weight, 0).flatten(1)
+    matrix = weight.flatten(1)
+    target = matrix / scales
     rounded = target.round().clamp(-127, 127)
     other = torch.where(target > rounded, rounded + 1, rounded - 1)
     frozen = (rounded.abs() >= 127) | (other.abs() > 127)
-    error, delta = rounded - target, other - rounded
-    per_channel = hessian.dim() == 3
-    slope = (hessian @ error[:, :, None])[:, :, 0] if per_channel else error @ hessian
-    curvature = hessian.diagonal(dim1=-2, dim2=-1)
-    rows = torch.arange(len(weight))
-    for _ in range(min(_MAX_SWEEPS, 2 * target.shape[1])):
-        gain = (delta * delta * curvature + 2 * delta * slope).masked_fill(frozen, torch.inf)
-        best, column = gain.min(1)
-        improves = best < 0
-        if not improves.any():
+    step = (other - rounded) * scales
+    error = rounded * scales - (matrix if wanted is None else 0)
+    slope = (error.view(groups, -1, length) @ hessian).view_as(matrix)
+    if wanted is not None:
+        slope = slope - wanted
+    rows = torch.arange(len(matrix))
+    group = rows // (len(matrix) // groups)
+    curvature = hessian.diagonal(dim1=-2, dim2=-1)[group]
+    # What a flip changes: step^2 * curvature + 2 * step * slope. The first part never changes.
+    fixed = (step * step * curvature).masked_fill_(frozen, torch.inf)
+    double = 2 * step
+    for _ in range(min(_MAX_SWEEPS, 2 * length)):
+        best, column = torch.addcmul(fixed, double, slope).min(1)
+        improving = (best < 0).nonzero()[:, 0]
+        if not len(improving):
             break
-        step = torch.where(improves, delta[rows, column], 0.0)
-        columns_of_h = hessian[rows, column] if per_channel else hessian[column]
-        slope = slope + step[:, None] * columns_of_h
-        rounded[rows, column] += step
-        delta[rows, column] = torch.where(improves, -delta[rows, column], delta[rows, column])
-    return (rounded.view_as(weight) * scales).contiguous()
+        at = column[improving]
+        moved = step[improving, at]
+        slope[improving] += moved[:, None] * hessian[group[improving], at]
+        rounded[improving, at] += torch.sign(moved)
+        step[improving, at] = -moved
+        double[improving, at] = -2 * moved
+    return (rounded * scales).view_as(weight).contiguous()
