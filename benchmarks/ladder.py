@@ -83,10 +83,12 @@ def draw(rungs: Sequence[RungResult], path: Path) -> None:
     axes.barh([r.rung.replace("_", " ") for r in kept], values, color="#3b6fb6", height=0.6)
     for row, rung in enumerate(kept):
         before = kept[row - 1].sqnr_db if row else 0.0
-        gain = f"   +{rung.sqnr_db - before:.1f} dB" if row else ""
+        gain = f"   {rung.sqnr_db - before:+.1f} dB" if row else ""
+        if rung.added_ns:
+            gain += f", {rung.added_ns / 1e6:+.2f} ms in float"
         axes.text(rung.sqnr_db + 0.2, row, f"{rung.sqnr_db:.1f} dB{gain}", va="center", fontsize=9)
     axes.invert_yaxis()
-    axes.set_xlim(0, max(values) * 1.3)
+    axes.set_xlim(0, max(values) * 1.4)
     axes.set_xlabel("SQNR against the float model, dB (higher is closer)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None, "Creator": None})
