@@ -17,6 +17,15 @@ Artifacts = Annotated[
     typer.Option("--artifact", metavar="ID", help="Only this artifact; may be repeated."),
 ]
 
+CountInstructions = Annotated[
+    bool,
+    typer.Option(
+        "--count-instructions",
+        help="On an emulated device: count the instructions of one inference, the same in every "
+        "run, instead of measuring time. Records nothing.",
+    ),
+]
+
 
 def probe(
     out: Output,
@@ -31,6 +40,7 @@ def probe(
     processes: o.Processes = None,
     budget_s: o.BudgetS = None,
     seed: o.Seed = None,
+    count_instructions: CountInstructions = False,
     strict: o.Strict = False,
     config: o.Config = None,
 ) -> int:
@@ -48,6 +58,10 @@ def probe(
         seed=seed,
     )
     found = resolve_one(target, settings.targets)
+    if count_instructions:
+        from edgekit.cli.count import show_counts
+
+        return show_counts(out, settings.bundle, found, artifact or (), strict=strict)
     from edgekit import pipeline
     from edgekit.bundle import Bundle
 

@@ -95,8 +95,8 @@ BOARDS: Mapping[str, Board] = {
 #: No package manager: a device gets everything from its host.
 _PACKAGES = (
     *("base-files", "base-passwd", "bash", "bsdutils", "coreutils", "dash", "debianutils"),
-    *("diffutils", "findutils", "grep", "gzip", "hostname", "iproute2", "libc-bin", "login"),
-    *("mawk", "mount", "ncurses-base", "openssh-server", "openssh-sftp-server", "passwd"),
+    *("diffutils", "findutils", "grep", "gzip", "hostname", "iproute2", "libc-bin", "libstdc++6"),
+    *("login", "mawk", "mount", "ncurses-base", "openssh-server", "openssh-sftp-server", "passwd"),
     *("procps", "python3", "python3-venv", "sed", "tar", "util-linux", "ca-certificates"),
 )
 #: A tenth of the modules of linux-image-arm64, and all those of QEMU's virtual board.

@@ -14,15 +14,13 @@ from edgekit.errors import DeviceError, UsageError
 #: program -> the Debian package that brings it
 PACKAGES = {
     "gcc": "gcc",
-    "depmod": "kmod",
-    "dpkg-deb": "dpkg",
     "ip": "iproute2",
+    "ldd": "libc-bin",
     "mke2fs": "e2fsprogs",
     "mmdebstrap": "mmdebstrap",
     "newuidmap": "uidmap",
     "qemu-aarch64": "qemu-user",
     "qemu-aarch64-static": "qemu-user-static",
-    "qemu-img": "qemu-utils",
     "qemu-system-aarch64": "qemu-system-arm",
     "ssh-keygen": "openssh-client",
     "unshare": "util-linux",

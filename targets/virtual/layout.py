@@ -57,6 +57,8 @@ while :; do
 done
 """
 INIT = "usr/local/sbin/device-init"
+HOST_KEY = "etc/ssh/ssh_host_ed25519_key"
+HOMES = ("root", f"home/{USER}")
 
 
 def make_keys(device: VirtualDevice) -> None:
@@ -77,35 +79,47 @@ def make_keys(device: VirtualDevice) -> None:
 
 
 def lay(device: VirtualDevice, board: Board, listen: str) -> Path:
-    """Writes all files into the device's folder ``files``; returns it.
+    """Writes all files of a device into its folder ``files``; returns it.
 
     ``listen`` is what its SSH server listens on: an address, or ``address:port``.
     """
     root = device.folder / "files"
     shutil.rmtree(root, ignore_errors=True)
+    write_files(root, device.name, board, listen)
+    _write(root / HOST_KEY, (device.folder / "host_key").read_text(), 0o600)
+    for home in HOMES:
+        allowed = (device.folder / "identity.pub").read_text()
+        _write(root / home / ".ssh/authorized_keys", allowed, 0o600)
+    return root
+
+
+def write_files(root: Path, name: str, board: Board, listen: str) -> None:
+    """Writes everything but keys below ``root``.
+
+    ``name`` is what the device calls itself; ``listen`` as in :func:`lay`.
+    """
     config = _SSHD_CONFIG.format(listen=listen, user=USER, cpu=board.qemu_cpu)
     texts = {
         "etc/passwd": (_PASSWD, 0o644),
         "etc/group": (_GROUP, 0o644),
         "etc/shadow": (_SHADOW, 0o640),
-        "etc/hostname": (f"{device.name}\n", 0o644),
-        "etc/hosts": (f"127.0.0.1 localhost\n127.0.1.1 {device.name}\n", 0o644),
+        "etc/hostname": (f"{name}\n", 0o644),
+        "etc/hosts": (f"127.0.0.1 localhost\n127.0.1.1 {name}\n", 0o644),
         "etc/ssh/sshd_config": (config, 0o644),
-        "etc/ssh/ssh_host_ed25519_key": ((device.folder / "host_key").read_text(), 0o600),
         INIT: (_INIT, 0o755),
     }
-    allowed = (device.folder / "identity.pub").read_text()
-    for home in ("root", f"home/{USER}"):
-        texts[f"{home}/.ssh/authorized_keys"] = (allowed, 0o600)
+    for path, (text, mode) in texts.items():
+        _write(root / path, text, mode)
+    for home in HOMES:
         (root / home / ".ssh").mkdir(parents=True)
         (root / home).chmod(0o700)
         (root / home / ".ssh").chmod(0o700)
-    for name, (text, mode) in texts.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        path.chmod(mode)
-    for name in _FOLDERS:
-        (root / name).mkdir(parents=True, exist_ok=True)
+    for folder in _FOLDERS:
+        (root / folder).mkdir(parents=True, exist_ok=True)
     (root / "usr/bin/awk").symlink_to("mawk")
-    return root
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    path.chmod(mode)
