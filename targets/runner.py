@@ -25,7 +25,9 @@ LOG_LINES = 20
 _EXIT_KINDS = {64: "usage", 65: "model", 66: "usage", 69: "runtime", 127: "runtime"}
 _OUT_OF_MEMORY = re.compile(
     r"\bMemoryError\b|std::bad_alloc|cannot allocate memory|out of memory"
-    r"|MemoryAllocationFailed|failed to allocate",
+    r"|MemoryAllocationFailed|failed to allocate"
+    # The loader's words; with a reason behind them it is not memory that was refused.
+    r"|failed to map segment from shared object(?!: )",
     re.IGNORECASE,
 )
 _MISSING_SYMBOL = re.compile(
@@ -37,6 +39,19 @@ _REMEDIES = {
     "timeout": "Raise the time limit, or leave this candidate out.",
     "runtime": "Run `edgekit doctor --target ...`: the runtime itself does not load there.",
 }
+
+
+#: What to do about a runtime that its loader refuses, by what the loader says.
+_LOADER_REMEDIES = (
+    (re.compile(r"lib(stdc\+\+|gcc_s|gomp)\.so"), "Install it there: sudo apt-get install "
+     "libstdc++6 libgcc-s1 libgomp1."),
+    (re.compile(r"version `(GLIBC|GLIBCXX|CXXABI)"), "The device's system is older than this build "
+     "needs: update it, or use another runtime."),
+    (re.compile(r"undefined symbol"), "A library that it finds there has another version than it "
+     "was built with: `edgekit status --verify`, then deploy again."),
+    (re.compile(r"cannot open shared object"), "Install the library there, or deploy again: "
+     "`edgekit status --verify` says whether a file of the runtime is gone."),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +190,14 @@ def raise_failure(ended: RunnerExit, *, what: str) -> NoReturn:
         kind=kind,
         signal_name="" if ended.timed_out else name,
         log_tail=tail,
-        remedy=_REMEDIES.get(name) or _REMEDIES.get(kind, ""),
+        remedy=_loader_remedy(message) or _REMEDIES.get(name) or _REMEDIES.get(kind, ""),
     )
+
+
+def _loader_remedy(message: str) -> str:
+    if not _MISSING_SYMBOL.search(message):
+        return ""
+    return next((text for pattern, text in _LOADER_REMEDIES if pattern.search(message)), "")
 
 
 def signal_name(returncode: int) -> str:

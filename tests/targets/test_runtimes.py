@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
@@ -99,3 +101,45 @@ def test_the_doctor_names_what_is_wrong(
         check = check_runtime(device, "onnx", progress=Quiet())
     assert not check.ok and check.signal == signal and text in check.message, check
     assert check.version == good.version
+
+
+LIMITED = ("/bin/sh", "-c", 'ulimit -v 400000; exec "$0" "$@"')
+
+
+def test_the_doctor_names_a_full_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch does not fit into 400 MB of address space."""
+    with connect(local_target(tmp_path / "root")) as device:
+        good = device.runtime("torchscript")
+        limited = dataclasses.replace(good, argv=(*LIMITED, *good.argv))
+        monkeypatch.setitem(device._runtimes, "torchscript", limited)
+        check = check_runtime(device, "torchscript", progress=Quiet())
+    assert not check.ok and "memory" in check.message and "too little memory" in check.remedy, check
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "remedy"),
+    [
+        (None, "libexecutorch_threadpool.so: cannot open shared object file", "status --verify"),
+        ("int other;", "undefined symbol: ", "another version"),
+    ],
+)
+def test_the_doctor_names_missing_libraries_and_symbols(
+    source: str | None, text: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real loader, before a library that is not there or is another one of that name."""
+    with connect(local_target(tmp_path / "root")) as device:
+        good = device.runtime("executorch")
+        name = "libexecutorch_threadpool.so"
+        files = [file for file in good.files if file.name != name]
+        if source is not None:
+            (tmp_path / "other.c").write_text(source)
+            made = tmp_path / name
+            build = ["g++", "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", str(made)]
+            subprocess.run([*build, str(tmp_path / "other.c")], check=True)
+            files.append(
+                runtimes.RuntimeFile(name, made, hashlib.sha256(made.read_bytes()).hexdigest())
+            )
+        broken = dataclasses.replace(good, files=tuple(files))
+        monkeypatch.setitem(device._runtimes, "executorch", broken)
+        check = check_runtime(device, "executorch", progress=Quiet())
+    assert not check.ok and text in check.message and remedy in check.remedy, check
