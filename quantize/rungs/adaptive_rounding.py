@@ -23,9 +23,9 @@ from edgekit.quantize.rungs.hessian_rounding import descend
 from edgekit.quantize.simulate import Grid, PairedRun
 
 #: Calibration samples that second moments are taken from.
-SAMPLES = 32
+SAMPLES = 64
 #: Input patches per layer.
-MAX_PATCHES = 8192
+MAX_PATCHES = 16384
 #: Pull towards the float weight, as a share of the mean second moment: what a few thousand patches
 #: say about little-used inputs is not to be trusted.
 _PULL = 0.05
