@@ -1,8 +1,7 @@
 /* A plugin of QEMU's: counts the Arm instructions that the program's first thread executes.
  *
- * At every reading of a clock it notes the count so far. A runner reads its clock right before and
- * right after an inference, so the count of one lies between two notes. At the end the notes are
- * written to the file named by out=FILE, one per line.
+ * At every reading of a clock it notes the count so far: a runner reads its clock before and after
+ * each inference. At the end the notes are written to the file named by out=FILE, one per line.
  *
  * Only calls that QEMU has had since 4.2 and still has are used; they are declared here because
  * Debian's qemu-user comes without the header. */

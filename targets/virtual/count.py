@@ -6,6 +6,7 @@ amount of work. It is no latency: it does not say how long an instruction takes 
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import secrets
@@ -29,8 +30,9 @@ from edgekit.types import Artifact
 _SOURCE = Path(__file__).resolve().with_name("count.c")
 #: Where the counting emulator lies on the device: a program of the host's kind, and its libraries.
 _PLACE = "usr/local/lib/edgekit-count"
-#: The first runs allocate what later ones find.
-RUNS = 8
+#: How many runs two processes make: what the second has more tells how often one reads the clock.
+RUNS = (4, 14)
+#: The last ones count; the first allocate what later ones find, and lists grow at powers of two.
 _LAST = 4
 TIMEOUT_S = 900.0
 
@@ -95,15 +97,15 @@ def count_instructions(
 def _count(virtual: VirtualDevice, device: Device, artifact: Artifact) -> InstructionCount:
     what = (artifact.id, artifact.runtime, artifact.precision)
     try:
-        each = _runs(virtual, device, artifact)
+        few, many = (_notes(virtual, device, artifact, runs) for runs in RUNS)
     except (RunnerFailed, MissingExtra) as error:
         return InstructionCount(*what, None, error=error.message)
-    last = sorted(each[-_LAST:])
+    last = sorted(inferences(few, many))
     return InstructionCount(*what, last[0], spread=last[-1] - last[0])
 
 
-def _runs(virtual: VirtualDevice, device: Device, artifact: Artifact) -> list[int]:
-    """The instructions of each of RUNS inferences."""
+def _notes(virtual: VirtualDevice, device: Device, artifact: Artifact, runs: int) -> list[int]:
+    """The count at every reading of the clock by a runner that makes so many timed runs."""
     channel, transport = device.channel, device.channel.transport
     sha256 = artifact.sha256
     arguments = RunnerArguments(
@@ -112,8 +114,8 @@ def _runs(virtual: VirtualDevice, device: Device, artifact: Artifact) -> list[in
         samples=0,
         specs=tuple(spec(one.dtype, one.shape) for one in artifact.inputs),
         budget_s=1e-6,  # over at once, so that the number of runs decides
-        min_runs=RUNS,
-        max_runs=RUNS,
+        min_runs=runs,
+        max_runs=runs,
     )
     runtime = device.runtime(artifact.runtime)
     python = _said(transport.run(["readlink", "-f", "/usr/bin/python3"], timeout_s=60))
@@ -136,22 +138,30 @@ def _runs(virtual: VirtualDevice, device: Device, artifact: Artifact) -> list[in
     judge(RunnerExit(ended.returncode, stdout, stderr), what=artifact.id)
     text = _said(transport.run(["cat", notes], timeout_s=60))
     transport.run(["rm", "-f", notes], timeout_s=60)
-    return inferences(text, RUNS)
+    return [int(line) for line in text.split() if re.fullmatch(r"\d{1,18}", line)]
 
 
-def inferences(notes: str, runs: int) -> list[int]:
-    """The instructions between each two readings of the clock that enclose an inference.
+def inferences(few: Sequence[int], many: Sequence[int]) -> list[int]:
+    """The instructions of each of the last runs.
 
-    The timed runs are the last that read it: twice each.
+    A runner reads its clock before and after a run, and a runtime may read it in between. It reads
+    nothing after the last run, so the runs are found from the end; the few instructions of the loop
+    between two runs are counted with each.
+
+    Args:
+        few: the count at every reading by a process that makes ``RUNS[0]`` timed runs.
+        many: by one that makes ``RUNS[1]``.
 
     Raises:
-        DeviceError: the notes are none.
+        DeviceError: the readings are not those of such runs.
     """
-    counts = [int(line) for line in notes.split() if re.fullmatch(r"\d{1,18}", line)]
-    if len(counts) < 2 * runs:
-        raise DeviceError("The counting emulator did not see the runner read its clock.")
-    pairs = counts[-2 * runs :]
-    return [after - before for before, after in zip(pairs[::2], pairs[1::2], strict=True)]
+    readings, rest = divmod(len(many) - len(few), RUNS[1] - RUNS[0])
+    if rest or readings < 2 or len(many) <= readings * _LAST:
+        raise DeviceError(
+            "The counting emulator did not see the runner read its clock equally often in each run."
+        )
+    ends = many[::-readings][: _LAST + 1]
+    return [after - before for after, before in itertools.pairwise(ends)]
 
 
 def _said(done: Completed) -> str:

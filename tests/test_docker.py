@@ -1,0 +1,110 @@
+"""The images of docker/ are really built, upon a base made here, and hold what they promise."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from edgekit.targets.virtual import state
+
+ROOT = Path(__file__).resolve().parents[1]
+#: Read before any test points the cache elsewhere; no registry of images is asked.
+BASE = state.home_dir() / "rootfs" / "bookworm-base.tar"
+LIMIT_S = 540
+
+Podman = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+    """Runs podman on a storage of its own; returns what it printed."""
+    if os.geteuid() != 0 or shutil.which("podman") is None:
+        pytest.skip("needs root and podman")
+    folder = tmp_path_factory.mktemp("podman")
+
+    def run(*arguments: str) -> str:
+        command = ["podman", "--root", f"{folder}/root", "--runroot", f"{folder}/run", *arguments]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=LIMIT_S, stdin=subprocess.DEVNULL
+        )
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return done.stdout
+
+    yield run
+    run("image", "unmount", "--all")
+    run("rmi", "--all", "--force")
+    subprocess.run(["umount", f"{folder}/root/overlay"], capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def toolchain(podman: Podman) -> str:
+    """The toolchain image, upon Debian as mmdebstrap makes it."""
+    if not BASE.exists():
+        BASE.parent.mkdir(parents=True, exist_ok=True)
+        temporary = BASE.with_name(f".bookworm-base.{os.getpid()}.tar")
+        try:
+            subprocess.run(
+                ["mmdebstrap", "--quiet", "--variant=apt", "bookworm", str(temporary)], check=True
+            )
+            temporary.rename(BASE)
+        finally:
+            temporary.unlink(missing_ok=True)
+    podman("import", str(BASE), "localhost/base")
+    build(podman, "toolchain", ROOT / "docker", BASE="localhost/base")
+    return "localhost/edgekit-toolchain"
+
+
+def build(podman: Podman, name: str, context: Path, **arguments: str) -> None:
+    options = [
+        word for key, value in arguments.items() for word in ("--build-arg", f"{key}={value}")
+    ]
+    file = ROOT / "docker" / f"{name}.Dockerfile"
+    podman(
+        *("build", "--isolation", "chroot", "--pull=never", "-t", f"localhost/edgekit-{name}"),
+        *("-f", str(file), *options, str(context)),
+    )
+
+
+def test_the_toolchain_compiles_for_the_device(podman: Podman, toolchain: str) -> None:
+    mounted = Path(podman("image", "mount", toolchain).strip())
+    assert (mounted / "usr/bin/aarch64-linux-gnu-g++").exists()
+    assert (mounted / "usr/bin/g++").exists() and (mounted / "usr/bin/mmdebstrap").exists()
+
+
+def test_the_device_is_an_arm_system_without_keys(podman: Podman, toolchain: str) -> None:
+    build(podman, "device", ROOT, TOOLCHAIN=toolchain)
+    image = "localhost/edgekit-device"
+    assert podman("image", "inspect", image, "--format", "{{.Architecture}}").strip() == "arm64"
+    mounted = Path(podman("image", "mount", image).strip())
+    python = mounted / "usr/bin/python3.11"
+    assert python.read_bytes()[18:20] == b"\xb7\x00"  # EM_AARCH64
+    said = subprocess.run(
+        ["qemu-aarch64-static", "-L", str(mounted), str(python), "-c", "print(6 * 7)"],
+        capture_output=True,
+        text=True,
+        env={"PYTHONHOME": str(mounted / "usr"), "PATH": os.environ["PATH"]},
+    )
+    assert said.stdout.strip() == "42", said.stderr
+    keys = [
+        *mounted.glob("etc/ssh/*key*"),
+        *mounted.glob("*/*/.ssh/*"),
+        *mounted.glob("root/.ssh/*"),
+    ]
+    assert keys == []
+    assert (mounted / "home/pi").stat().st_uid == 1000
+    assert "PermitRootLogin prohibit-password" in (mounted / "etc/ssh/sshd_config").read_text()
+    start = (mounted / "usr/local/sbin/device-start").read_text()
+    assert "AUTHORIZED_KEY" in start
+    refused = subprocess.run(["sh", "-c", start], capture_output=True, text=True, env={})
+    assert refused.returncode == 2 and "Who may log in?" in refused.stderr
+
+
+def test_every_dockerfile_is_built_here() -> None:
+    built = Path(__file__).read_text(encoding="utf-8")
+    files = [path.name.split(".")[0] for path in (ROOT / "docker").glob("*.Dockerfile")]
+    assert files and all(f'"{name}"' in built for name in files)
