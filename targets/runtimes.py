@@ -58,7 +58,6 @@ LEFT_OUT: Mapping[str, tuple[str, ...]] = {
         "torch/include/*",
         "torch/share/*",
         "torch/bin/protoc*",
-        "torch/testing/_internal/*",
         "torch/utils/model_dump/*",
     ),
 }

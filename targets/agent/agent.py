@@ -230,7 +230,9 @@ def identity(pid: int) -> Dict[str, Any]:
 def _start_of(pid: int) -> str:
     """Start time of a living process, in clock ticks since boot; empty for a dead one."""
     try:
-        with open("/proc/%d/stat" % pid, encoding="ascii", errors="replace") as file:
+        # Its main thread's file: emulators make up /proc/PID/stat for those who read their own.
+        path = "/proc/%d/task/%d/stat" % (pid, pid)
+        with open(path, encoding="ascii", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
     except OSError:
         return ""
