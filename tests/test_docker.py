@@ -66,6 +66,8 @@ def build(podman: Podman, name: str, context: Path, **arguments: str) -> None:
     file = ROOT / "docker" / f"{name}.Dockerfile"
     podman(
         *("build", "--isolation", "chroot", "--pull=never", "-t", f"localhost/edgekit-{name}"),
+        # Packages are fetched through whatever this machine trusts.
+        *("--volume", "/etc/ssl/certs:/etc/ssl/certs:ro"),
         *("-f", str(file), *options, str(context)),
     )
 
@@ -102,6 +104,15 @@ def test_the_device_is_an_arm_system_without_keys(podman: Podman, toolchain: str
     assert "AUTHORIZED_KEY" in start
     refused = subprocess.run(["sh", "-c", start], capture_output=True, text=True, env={})
     assert refused.returncode == 2 and "Who may log in?" in refused.stderr
+
+
+def test_the_runners_are_built_for_both_machines(podman: Podman, toolchain: str) -> None:
+    build(podman, "runners", ROOT, TOOLCHAIN=toolchain)
+    mounted = Path(podman("image", "mount", "localhost/edgekit-runners").strip())
+    for arch, machine in (("aarch64", b"\xb7\x00"), ("x86_64", b"\x3e\x00")):
+        (runner,) = (mounted / arch).iterdir()
+        assert runner.read_bytes()[18:20] == machine
+        assert runner.stat().st_mode & 0o111
 
 
 def test_every_dockerfile_is_built_here() -> None:
