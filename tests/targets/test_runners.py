@@ -199,3 +199,29 @@ def test_report_is_plain_json_with_the_documented_keys(
         argv = RunnerArguments(str(models[runtime]), 1, 0, specs=specs).argv()
         keys.add(tuple(json.loads(_run(measurer, runtime, argv).stdout)))
     assert len(keys) == 1, "all runners write the same keys in the same order"
+
+
+def test_onnx_products_are_exact_on_every_processor(measurer: HostMeasurer, tmp_path: Path) -> None:
+    """x86 without VNNI adds two products in 16 bits by default: 255 * 127 twice does not fit."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = np.full((64, 4), 127, np.int8)
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMulInteger", ["x", "w"], ["sum"]),
+            helper.make_node("Cast", ["sum"], ["y"], to=TensorProto.FLOAT),
+        ],
+        "saturating",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, [1, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = tmp_path / "saturating.onnx"
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), model)
+    inputs, specs = _inputs(tmp_path, (np.full((1, 1, 64), 255, np.uint8),))
+    arguments = RunnerArguments(str(model), 1, 1, inputs, specs, (str(tmp_path / "y.raw"),))
+    done = _run(measurer, "onnx", arguments.argv())
+    assert done.returncode == 0, done.stderr
+    assert np.fromfile(tmp_path / "y.raw", np.float32).tolist() == [64.0 * 255 * 127] * 4
