@@ -102,33 +102,8 @@ def start(
     sshd = program()
     if sshd is None:
         raise RuntimeError("There is no sshd here: install openssh-server.")
-    folder.mkdir(parents=True, exist_ok=True)
-    if os.geteuid() == 0:
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # it insists; packages make it at boot
-    if not (folder / "host_key").exists():
-        make_key(folder / "host_key", kind=host_key)
-    if not (folder / "identity").exists():
-        make_key(folder / "identity")
-        shutil.copy(folder / "identity.pub", folder / "authorized_keys")
     port = port or free_port()
-    settings = {
-        "ListenAddress": f"127.0.0.1:{port}",
-        "HostKey": str(folder / "host_key"),
-        "AuthorizedKeysFile": str(folder / "authorized_keys"),
-        "PidFile": "none",
-        "StrictModes": "no",  # folders of tests lie below /tmp, which everybody may write to
-        "UsePAM": "no",
-        "PasswordAuthentication": "no",
-        "KbdInteractiveAuthentication": "no",
-        "PermitRootLogin": "prohibit-password",
-        "Subsystem": "sftp internal-sftp",
-        "LogLevel": "VERBOSE",
-        # bash reads .bashrc for sshd, but only on the first level: what is there is not measured.
-        "SetEnv": "SHLVL=2",
-        **options,
-    }
-    config = folder / "sshd_config"
-    config.write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
+    config = configure(folder, f"127.0.0.1:{port}", host_key=host_key, options=options)
     log = folder / "log"
     log.unlink(missing_ok=True)
     process = subprocess.Popen(
@@ -145,6 +120,40 @@ def start(
     process.kill()
     process.wait()
     raise RuntimeError(f"sshd did not start: {log.read_text() if log.exists() else 'no log'}")
+
+
+def configure(
+    folder: Path, listen: str, *, host_key: str = "ed25519", options: Mapping[str, str] = {}
+) -> Path:
+    """Keys and a configuration in ``folder`` for a server that listens on an address and port;
+    returns the configuration's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # it insists; packages make it at boot
+    if not (folder / "host_key").exists():
+        make_key(folder / "host_key", kind=host_key)
+    if not (folder / "identity").exists():
+        make_key(folder / "identity")
+        shutil.copy(folder / "identity.pub", folder / "authorized_keys")
+    settings = {
+        "ListenAddress": listen,
+        "HostKey": str(folder / "host_key"),
+        "AuthorizedKeysFile": str(folder / "authorized_keys"),
+        "PidFile": "none",
+        "StrictModes": "no",  # folders of tests lie below /tmp, which everybody may write to
+        "UsePAM": "no",
+        "PasswordAuthentication": "no",
+        "KbdInteractiveAuthentication": "no",
+        "PermitRootLogin": "prohibit-password",
+        "Subsystem": "sftp internal-sftp",
+        "LogLevel": "VERBOSE",
+        # bash reads .bashrc for sshd, but only on the first level: what is there is not measured.
+        "SetEnv": "SHLVL=2",
+        **options,
+    }
+    config = folder / "sshd_config"
+    config.write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
+    return config
 
 
 def free_port() -> int:

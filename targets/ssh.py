@@ -20,7 +20,6 @@ from edgekit.resolve import spelled
 from edgekit.targets.base import MAX_OUTPUT_BYTES, Completed
 from edgekit.targets.ssh_config import Hop, route
 from edgekit.targets.ssh_connect import (
-    RECONNECT_S,
     Connection,
     Limits,
     checked_by_known_hosts,
@@ -47,8 +46,8 @@ class SshTransport:
     """Runs commands on a device reached by SSH; see :class:`edgekit.targets.base.Transport`.
 
     ``target.options`` understood here: ``python`` (the interpreter there), ``identity``, ``jump``
-    (see :mod:`edgekit.targets.ssh_config`), ``connect_timeout_s`` and ``link_timeout_s`` (how long
-    a server may take to greet, and a link to be silent).
+    (see :mod:`edgekit.targets.ssh_config`), ``connect_timeout_s``, ``link_timeout_s`` and
+    ``reconnect_s`` (how long a server may take to greet, a link to be silent, and to be away).
 
     Args:
         target: whose address is ``[ssh://][user@]host[:port]`` or a host of the ssh configuration.
@@ -193,7 +192,8 @@ class SshTransport:
         if self._connection is None or not self._connection.alive:
             self._disconnect()
             # What stayed away for so long is not waited for again.
-            patience_s, self._was_there = RECONNECT_S if self._was_there else 0.0, False
+            patience_s = self._limits.reconnect_s if self._was_there else 0.0
+            self._was_there = False
             self._connection = connect(
                 self._hops, self._keys, self._limits, self._verify, patience_s=patience_s
             )
@@ -287,7 +287,8 @@ def limits_of(target: Target) -> Limits:
         UsageError: one is no positive number.
     """
     found = {}
-    for option, field in (("connect_timeout_s", "connect_s"), ("link_timeout_s", "link_s")):
+    fields = ("connect_timeout_s", "connect_s"), ("link_timeout_s", "link_s")
+    for option, field in (*fields, ("reconnect_s", "reconnect_s")):
         if (text := target.options.get(option)) is None:
             continue
         try:

@@ -33,9 +33,6 @@ OPENING_WAIT_S = 120.0
 #: A server that drops a connection during the handshake is asked again so many times.
 DROPPED_RETRIES = 6
 MAX_BACK_OFF_S = 5.0
-#: How long a link that was there once may be away, as during a reboot.
-RECONNECT_S = 60.0
-
 #: paramiko logs every lost link as an error with a traceback; it is an exception here.
 _WIRE = logging.getLogger("edgekit.ssh.wire")
 _WIRE.addFilter(lambda record: logging.getLogger().isEnabledFor(logging.DEBUG))
@@ -43,10 +40,12 @@ _WIRE.addFilter(lambda record: logging.getLogger().isEnabledFor(logging.DEBUG))
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds: to reach a server and be greeted; of silence after which a link counts as dead."""
+    """Seconds: to reach a server and be greeted; of silence after which a link counts as dead; that
+    a link which was there once may be away, as during a reboot."""
 
     connect_s: float = 10.0
     link_s: float = 15.0
+    reconnect_s: float = 60.0
 
 
 class _Dropped(Exception):

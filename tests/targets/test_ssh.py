@@ -16,7 +16,7 @@ import pytest
 from benchmarks import sshd
 from benchmarks.sshd import Server
 from edgekit.errors import DeviceError, LinkLost, UsageError
-from edgekit.targets import ssh, ssh_connect, ssh_exchange
+from edgekit.targets import ssh_connect, ssh_exchange
 from edgekit.targets.device import connect
 from edgekit.targets.ssh import SshTransport
 from edgekit.types import Target
@@ -147,12 +147,11 @@ def test_a_cut_fetch_goes_on_where_it_stopped(server: Server, proxy: Proxy, tmp_
 
 
 def test_a_link_that_stays_away_is_lost_in_the_end(
-    server: Server, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, proxy: Proxy, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(ssh, "RECONNECT_S", 1.0)
     (tmp_path / "a").write_bytes(bytes(12_000_000))
     proxy.cut_after(4_000_000)
-    transport = SshTransport(target_of(server, port=proxy.port))
+    transport = SshTransport(target_of(server, port=proxy.port, reconnect_s="1"))
 
     with pytest.raises(LinkLost, match="cannot be reached"):
         transport.put(tmp_path / "a", str(tmp_path / "b"), lambda count: proxy.refuse())
@@ -170,9 +169,8 @@ def test_silence_is_a_lost_link(
     monkeypatch.setattr(ssh_exchange, "SILENCE_S", 1.0)
     monkeypatch.setattr(ssh_exchange, "CLOSE_S", 0.5)
     monkeypatch.setattr(ssh_exchange, "OPEN_S", 1.0)
-    monkeypatch.setattr(ssh, "RECONNECT_S", 0.0)
     (tmp_path / "a").write_bytes(bytes(60_000_000))
-    transport = SshTransport(target_of(server, port=proxy.port, connect_timeout_s="1"))
+    transport = SshTransport(target_of(server, port=proxy.port, connect_timeout_s="1", reconnect_s="0.1"))
     transport.run(["true"], timeout_s=20)
     threading.Timer(0.2, proxy.freeze).start()
     started = time.monotonic()

@@ -1,0 +1,1 @@
+"""A campaign of cuts: deploys that are interrupted at random moments, and what they leave."""
