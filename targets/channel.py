@@ -22,7 +22,7 @@ from typing import Any
 from edgekit.errors import DeviceError
 from edgekit.progress import Progress
 from edgekit.targets.agent import agent as device_agent
-from edgekit.targets.answer import Answer, parse_answer, shortened
+from edgekit.targets.answer import MAX_ITEMS, Answer, parse_answer, shortened
 from edgekit.targets.base import Transport
 from edgekit.targets.runtimes import AGENT_DIR
 
@@ -145,8 +145,13 @@ class Channel:
             LinkLost: the connection broke.
         """
         ended: list[Answer] = []
+        count = 0
 
         def line(text: str) -> None:
+            nonlocal count
+            count += 1
+            if count > MAX_ITEMS:
+                raise DeviceError(f"{self.name}: the device's answer to {op!r} has no end.")
             if ended:
                 raise DeviceError(f"{self.name}: the device goes on after its answer to {op!r}.")
             event = parse_answer(text, self.name)

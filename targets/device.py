@@ -27,7 +27,8 @@ from edgekit.targets.base import Transport
 from edgekit.targets.channel import Channel, open_channel
 from edgekit.targets.deploy import PushReport
 from edgekit.targets.facts import parse_facts
-from edgekit.targets.probe import Setting, probe, replay
+from edgekit.targets.job import Job, list_jobs
+from edgekit.targets.probe import Setting, collect, probe, replay
 from edgekit.targets.profile import Profile, load_profile, misfits, unfit
 from edgekit.types import Activation, Artifact, DeviceFacts, ProbeRequest, ProbeResult, Target
 
@@ -200,6 +201,7 @@ class Device:
         *,
         seed: int = 0,
         on_push: Callable[[PushReport], None] = lambda report: None,
+        on_job: Callable[[str], None] = lambda job: None,
         on_result: Callable[[ProbeResult], None] = lambda result: None,
         progress: Progress | None = None,
     ) -> list[ProbeResult]:
@@ -213,6 +215,7 @@ class Device:
             requests: what to measure; one per artifact and thread count.
             seed: of the order within the rounds.
             on_push: told what was sent, before anything is measured.
+            on_job: told what :meth:`fetch` has to be asked for, before the device is.
             on_result: called once per request, as soon as its result is final.
             progress: advances by processes.
 
@@ -233,6 +236,47 @@ class Device:
             setting,
             seed=seed,
             on_push=on_push,
+            on_job=on_job,
+            on_result=on_result,
+            progress=progress or self._progress,
+        )
+
+    def jobs(self) -> list[Job]:
+        """The measurements that run on the device, or whose results wait there."""
+        return list_jobs(self.channel)
+
+    def fetch(
+        self,
+        bundle: Bundle,
+        requests: Sequence[ProbeRequest],
+        job: str,
+        *,
+        seed: int = 0,
+        on_result: Callable[[ProbeResult], None] = lambda result: None,
+        progress: Progress | None = None,
+    ) -> list[ProbeResult]:
+        """What a measurement found that an earlier :meth:`probe` started and was cut off from.
+
+        Nothing is started or pushed. Candidates that the device had not come to when it was
+        restarted are ``failed``.
+
+        Args:
+            bundle, requests, seed, on_result, progress: as they were, or as they are, in
+                :meth:`probe`.
+            job: what ``on_job`` was told.
+
+        Raises:
+            UsageError: there are no such results.
+            DeviceError: the device measures still.
+        """
+        setting = self._setting([bundle.artifact(request.artifact_id) for request in requests])
+        return collect(
+            self.channel,
+            bundle,
+            requests,
+            setting,
+            job,
+            seed=seed,
             on_result=on_result,
             progress=progress or self._progress,
         )

@@ -12,10 +12,12 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import DeviceError, LinkLost, RunnerFailed
+from edgekit.targets.answer import Answer
 from edgekit.targets.channel import Channel
 from edgekit.types import Artifact
 
@@ -52,55 +54,107 @@ def run_job(
         LinkLost: after LINK_RETRIES attempts.
         DeviceError: it does not end within the time limits of its steps.
     """
-    waiting = float(gate.get("wait_s", 0.0))
-    limit_s = GRACE_S + sum(float(step["timeout_s"]) + waiting for step in steps)
-    deadline = time.monotonic() + limit_s
     try:
         held.call("start", job=job, steps=list(steps), gate=dict(gate))
-        offset, lost = 0, 0
-
-        def line(event: dict[str, Any]) -> None:
-            nonlocal offset
-            reached, content = event.get("offset"), event.get("line")
-            if event.get("event") == "line" and isinstance(reached, int) and reached > offset:
-                offset = reached
-                if isinstance(content, dict):
-                    on_event(content)
-
-        while True:
-            try:
-                answer = held.call(
-                    "follow",
-                    job=job,
-                    offset=offset,
-                    wait_s=FOLLOW_S,
-                    timeout_s=FOLLOW_S + 60,
-                    on_event=line,
-                )
-            except LinkLost as error:
-                lost += 1
-                if lost > LINK_RETRIES:
-                    raise LinkLost(
-                        f"{error.message} The measurement goes on on {held.name}.",
-                        remedy="Run the same command again: it fetches what was measured.",
-                    ) from error
-                time.sleep(min(2.0**lost, 20.0) / 4)
-                continue
-            lost = 0
-            if answer.get("state") != "running":
-                return
-            if time.monotonic() > deadline:
-                raise DeviceError(
-                    f"{held.name}: the measurement did not end within {limit_s:.0f} s, "
-                    "which all its steps together may take."
-                )
-            time.sleep(PAUSE_S)
+        follow(held, job, steps, gate, on_event)
     except LinkLost:
         raise
     except BaseException:
         with contextlib.suppress(DeviceError):  # the reason for stopping is what the caller needs
             held.call("cancel", job=job)
         raise
+
+
+def follow(
+    channel: Channel,
+    job: str,
+    steps: Sequence[Mapping[str, Any]],
+    gate: Mapping[str, float],
+    on_event: Callable[[dict[str, Any]], None],
+) -> None:
+    """Passes on the events of a job that was started, until it ends.
+
+    Raises:
+        LinkLost, DeviceError: as in :func:`run_job`.
+    """
+    limit_s = GRACE_S + sum(
+        float(step["timeout_s"]) + float(gate.get("wait_s", 0.0)) for step in steps
+    )
+    deadline = time.monotonic() + limit_s
+    offset, lost = 0, 0
+
+    def line(event: dict[str, Any]) -> None:
+        nonlocal offset
+        reached, content = event.get("offset"), event.get("line")
+        if event.get("event") == "line" and isinstance(reached, int) and reached > offset:
+            offset = reached
+            if isinstance(content, dict):
+                on_event(content)
+
+    while True:
+        try:
+            answer = channel.call(
+                "follow",
+                job=job,
+                offset=offset,
+                wait_s=FOLLOW_S,
+                timeout_s=FOLLOW_S + 60,
+                on_event=line,
+            )
+        except LinkLost as error:
+            lost += 1
+            if lost > LINK_RETRIES:
+                raise LinkLost(
+                    f"{error.message} The measurement goes on on {channel.name}.",
+                    remedy="Run the same command again, or `edgekit probe --fetch`, to get what "
+                    "was measured.",
+                ) from error
+            time.sleep(min(2.0**lost, 20.0) / 4)
+            continue
+        lost = 0
+        if answer.get("state") != "running":
+            return
+        if time.monotonic() > deadline:
+            raise DeviceError(
+                f"{channel.name}: the measurement did not end within {limit_s:.0f} s, "
+                "which all its steps together may take."
+            )
+        time.sleep(PAUSE_S)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job on a device.
+
+    Attributes:
+        id: what it is asked for by.
+        state: ``running``, ``done`` or ``dead`` (it ended before its end).
+        done: steps that have ended.
+        steps: of all its steps.
+        who: started it.
+    """
+
+    id: str
+    state: str
+    done: int
+    steps: int
+    who: str
+
+
+def list_jobs(channel: Channel) -> list[Job]:
+    """The jobs that run on a device, or whose results wait there."""
+    answer = channel.call("jobs")
+    found = [Answer(job, channel.name) for job in answer.items_of("jobs", dict)]
+    return [
+        Job(
+            job.text("job"),
+            job.text("state"),
+            job.number("done"),
+            job.number("steps"),
+            "" if job.get("who") is None else job.text("who"),
+        )
+        for job in found
+    ]
 
 
 def fetch(

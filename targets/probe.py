@@ -20,7 +20,7 @@ from edgekit.targets import deploy, golden
 from edgekit.targets.channel import Channel
 from edgekit.targets.deploy import PushReport
 from edgekit.targets.facts import parse_facts
-from edgekit.targets.job import fetch, job_id, run_job
+from edgekit.targets.job import fetch, follow, job_id, list_jobs, run_job
 from edgekit.targets.results import Candidate, runner_exit
 from edgekit.targets.runner import RunnerArguments, RunnerReport, judge, spec
 from edgekit.targets.runtimes import Runtime
@@ -76,6 +76,7 @@ def probe(
     *,
     seed: int,
     on_push: Callable[[PushReport], None],
+    on_job: Callable[[str], None],
     on_result: Callable[[ProbeResult], None],
     progress: Progress,
 ) -> list[ProbeResult]:
@@ -97,7 +98,7 @@ def probe(
     order = [s for s in schedule(requests, seed) if candidates[s.candidate].failure is None]
     if order:
         report = _Reporter(candidates, before, on_result)
-        _measure(channel, bundle, candidates, order, setting, on_push, report, progress)
+        _measure(channel, bundle, candidates, order, setting, on_push, on_job, report, progress)
     return [candidate.result(before) for candidate in candidates]
 
 
@@ -130,6 +131,7 @@ def _measure(
     order: Sequence[Step],
     setting: Setting,
     on_push: Callable[[PushReport], None],
+    on_job: Callable[[str], None],
     report: _Reporter,
     progress: Progress,
 ) -> None:
@@ -149,22 +151,78 @@ def _measure(
         on_push(deploy.push(held, blobs, progress=progress, verify=True))
         for runtime in used.values():
             deploy.place_runtime(held, runtime, verify=True)
+        on_job(job)
         with progress.stage(f"probe on {channel.name}", len(steps)) as stage:
             run_job(held, job, steps, setting.gate, _Watch(order, candidates, stage, report).event)
-        replays = {id(candidates[s.candidate]): i for i, s in enumerate(order) if s.round is None}
-        for candidate in report.open():
-            try:
-                if not candidate.complete:
-                    raise _lost(candidate.what)
-                n = bundle.manifest.golden.n
-                outputs = fetch(held, job, replays[id(candidate)], candidate.artifact, n)
-                candidate.replayed = golden.compare(bundle, candidate.artifact, outputs)
-            except LinkLost:
-                raise
-            except DeviceError as error:
-                candidate.fail(error)
-            report.final(candidate)
-        held.call("forget", job=job)
+        _conclude(held, bundle, candidates, order, job, report)
+
+
+def _conclude(
+    channel: Channel,
+    bundle: Bundle,
+    candidates: Sequence[Candidate],
+    order: Sequence[Step],
+    job: str,
+    report: _Reporter,
+) -> None:
+    """Fetches the outputs of a job that has ended, makes the open results final, and forgets it."""
+    replays = {id(candidates[s.candidate]): i for i, s in enumerate(order) if s.round is None}
+    for candidate in report.open():
+        try:
+            if not candidate.complete:
+                raise _lost(candidate.what)
+            n = bundle.manifest.golden.n
+            outputs = fetch(channel, job, replays[id(candidate)], candidate.artifact, n)
+            candidate.replayed = golden.compare(bundle, candidate.artifact, outputs)
+        except LinkLost:
+            raise
+        except DeviceError as error:
+            candidate.fail(error)
+        report.final(candidate)
+    channel.call("forget", job=job)
+
+
+def collect(
+    channel: Channel,
+    bundle: Bundle,
+    requests: Sequence[ProbeRequest],
+    setting: Setting,
+    job: str,
+    *,
+    seed: int,
+    on_result: Callable[[ProbeResult], None],
+    progress: Progress,
+) -> list[ProbeResult]:
+    """What a job found that has ended; see :meth:`edgekit.targets.device.Device.fetch`."""
+    candidates = [Candidate(channel.name, r, _artifact(bundle, r)) for r in requests]
+    for candidate in candidates:
+        if error := setting.unusable.get(candidate.artifact.runtime):
+            candidate.fail(error)
+    order = [s for s in schedule(requests, seed) if candidates[s.candidate].failure is None]
+    steps = _agent_steps(bundle, candidates, order, setting)
+    if job_id(steps, setting.gate) != job:
+        raise UsageError(
+            f"{channel.name}: what was measured there was asked for by another version of edgekit, "
+            "of a runtime, or of the target's settings.",
+            remedy="Measure again: `edgekit probe`.",
+        )
+    state = next((one for one in list_jobs(channel) if one.id == job), None)
+    if state is None:
+        raise UsageError(f"{channel.name} has no results of that measurement any more.")
+    if state.state == "running":
+        raise DeviceError(
+            f"{channel.name} still measures: {state.done} of {state.steps} processes are done.",
+            remedy="Try again later.",
+        )
+    before = parse_facts(channel.call("facts").object_of("facts"))
+    for candidate in candidates:
+        if candidate.failure is not None:
+            on_result(candidate.result(before))
+    report = _Reporter(candidates, before, on_result)
+    with progress.stage(f"fetch from {channel.name}", len(steps)) as stage:
+        follow(channel, job, steps, setting.gate, _Watch(order, candidates, stage, report).event)
+    _conclude(channel, bundle, candidates, order, job, report)
+    return [candidate.result(before) for candidate in candidates]
 
 
 def _agent_steps(

@@ -16,6 +16,10 @@ Artifacts = Annotated[
     list[str] | None,
     typer.Option("--artifact", metavar="ID", help="Only this artifact; may be repeated."),
 ]
+Fetch = Annotated[
+    bool,
+    typer.Option("--fetch", help="Only fetch what an earlier call started and could not wait for."),
+]
 
 CountInstructions = Annotated[
     bool,
@@ -41,10 +45,15 @@ def probe(
     budget_s: o.BudgetS = None,
     seed: o.Seed = None,
     count_instructions: CountInstructions = False,
+    fetch: Fetch = False,
     strict: o.Strict = False,
     config: o.Config = None,
 ) -> int:
-    """Push a bundle to a device and measure it there, without activating anything."""
+    """Push a bundle to a device and measure it there, without activating anything.
+
+    A measurement goes on on the device when the link or this machine is lost. The same command
+    joins it; with --fetch, only what it found is fetched and nothing is started.
+    """
     settings = DeviceConfig.from_args(
         config=config,
         bundle=bundle,
@@ -62,6 +71,11 @@ def probe(
         from edgekit.cli.count import show_counts
 
         return show_counts(out, settings.bundle, found, artifact or (), strict=strict)
+    if fetch:
+        from edgekit.pipeline.fetching import fetch as fetch_results
+
+        fetched = fetch_results(found, settings, bundle=bundle, progress=out.progress)
+        return show_deploy(out, fetched, strict=strict)
     from edgekit import pipeline
     from edgekit.bundle import Bundle
 

@@ -10,10 +10,16 @@ from edgekit import codec
 from edgekit.cli.options import Config, TargetOption
 from edgekit.cli.output import Output
 from edgekit.config import DeviceConfig
+from edgekit.errors import DeviceError
 from edgekit.resolve import resolve_one
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+MEND = (
+    "Deploy the same bundle again: what is damaged is sent anew and replaced. Damage in the "
+    "release before needs its bundle. If it comes back, the device's storage is failing."
+)
 
 
 def status(
@@ -26,8 +32,8 @@ def status(
         bool, typer.Option("--verify", help="Re-hash on the device what is active.")
     ] = False,
     config: Config = None,
-) -> None:
-    """Show what is active on a device."""
+) -> int:
+    """Show what is active on a device; exit with 4 where something of it is damaged."""
     from edgekit.targets.device import connect
 
     found = resolve_one(target, DeviceConfig.from_args(config=config).targets)
@@ -39,10 +45,14 @@ def status(
         from edgekit.report import terminal
 
         console.print(terminal.status_table(active, report.problems, target=found.name))
+        if report.problems:
+            console.print(f"  -> {MEND}", markup=False)
 
     document = {
         "target": found.name,
         "active": codec.to_jsonable(active),
         "problems": list(report.problems),
+        "remedy": MEND if report.problems else "",
     }
     out.result(document, show)
+    return DeviceError.exit_code if report.problems else 0

@@ -14,7 +14,9 @@ from pathlib import Path
 from edgekit import results
 from edgekit.bundle import Bundle
 from edgekit.config import DeviceConfig, ProjectConfig
-from edgekit.errors import EdgekitError, UsageError
+from edgekit.errors import EdgekitError, LinkLost, UsageError
+from edgekit.pipeline import pending
+from edgekit.pipeline.pending import Pending
 from edgekit.pipeline.quantizing import QuantizeOutcome, quantize
 from edgekit.progress import Progress, Quiet
 from edgekit.results import RunDir, RunRecord
@@ -192,39 +194,76 @@ def _measure(
     requests: Sequence[ProbeRequest],
     progress: Progress,
 ) -> tuple[RunRecord, PushReport | None]:
-    manifest_json = bundle.file("manifest.json").read_bytes()
-    failures = list(bundle.recipe_log.failures)
-    folder: RunDir | None = None
     pushed: PushReport | None = None
+    note: Pending | None = None
+    recording = Recording(bundle, target, config, progress)
 
     def keep_push(report: PushReport) -> None:
         nonlocal pushed
         pushed = report
 
-    def keep(result: ProbeResult) -> None:
-        nonlocal folder
-        if folder is None:  # not earlier: what is interrupted before its first result is no run
-            model = bundle.manifest.model.name
-            folder = RunDir.create(config.runs, model, target.name, manifest_json)
-        folder.append_probe(result)
-        if result.error is not None:
-            failures.append(result.error)
-            progress.log(f"{result.error.candidate} failed: {result.error.message}")
+    def keep_job(job: str) -> None:
+        nonlocal note
+        place, now = str(bundle.path.absolute()), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        seed = config.probe.seed
+        note = Pending(1, target.name, place, bundle.digest, tuple(requests), seed, job, now)
+        pending.save(config.runs, note)
 
-    device.probe(
-        bundle,
-        requests,
-        seed=config.probe.seed,
-        on_push=keep_push,
-        on_result=keep,
-        progress=progress,
-    )
-    assert folder is not None, "every request gives a result"
-    folder.write_failures(failures)
-    record = results.load(folder.path)
-    selection = _select(record, config)
-    folder.write_selection(selection)
-    return replace(record, selection=selection), pushed
+    try:
+        device.probe(
+            bundle,
+            requests,
+            seed=config.probe.seed,
+            on_push=keep_push,
+            on_job=keep_job,
+            on_result=recording.keep,
+            progress=progress,
+        )
+    except LinkLost:
+        raise  # it goes on there; the note is what finds it again
+    except BaseException:
+        if note is not None:
+            pending.drop(config.runs, note)
+        raise
+    record = recording.finish()
+    if note is not None:
+        pending.drop(config.runs, note)
+    return record, pushed
+
+
+class Recording:
+    """Writes what a device measured to a run folder, as it arrives."""
+
+    def __init__(
+        self, bundle: Bundle, target: Target, config: DeviceConfig, progress: Progress
+    ) -> None:
+        self._bundle = bundle
+        self._target = target
+        self._config = config
+        self._progress = progress
+        self._failures = list(bundle.recipe_log.failures)
+        self._folder: RunDir | None = None
+
+    def keep(self, result: ProbeResult) -> None:
+        """Takes one result."""
+        # No folder earlier: what is interrupted before its first result is no run.
+        if self._folder is None:
+            manifest_json = self._bundle.file("manifest.json").read_bytes()
+            model = self._bundle.manifest.model.name
+            self._folder = RunDir.create(self._config.runs, model, self._target.name, manifest_json)
+        self._folder.append_probe(result)
+        if result.error is not None:
+            self._failures.append(result.error)
+            self._progress.log(f"{result.error.candidate} failed: {result.error.message}")
+
+    def finish(self) -> RunRecord:
+        """The whole run, with its selection."""
+        assert self._folder is not None, "every request gives a result"
+        self._folder.write_failures(self._failures)
+        record = results.load(self._folder.path)
+        selection = _select(record, self._config)
+        self._folder.write_selection(selection)
+        return replace(record, selection=selection)
 
 
 def _select(record: RunRecord, config: DeviceConfig) -> Selection:

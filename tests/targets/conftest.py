@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.faults import bundles
+from benchmarks.faults.bundles import Release
 from edgekit.bundle import Bundle, write_bundle, write_raw_tensor
 from edgekit.targets.device import Device, connect
 from edgekit.targets.measure import HostMeasurer
@@ -207,6 +209,14 @@ def make_bundle(
         evals=[Evaluation("choose", golden.set_id, N, "agreement", None, tuple(results))],
         files=files,
     )
+
+
+@pytest.fixture(scope="session")
+def releases(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> list[Release]:
+    """Three small bundles of one model, of one ExecuTorch artifact each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        return bundles.make(tmp_path_factory.mktemp("releases"), bundles.this_arch())
 
 
 @pytest.fixture(autouse=True)

@@ -170,7 +170,8 @@ def test_silence_is_a_lost_link(
     monkeypatch.setattr(ssh_exchange, "CLOSE_S", 0.5)
     monkeypatch.setattr(ssh_exchange, "OPEN_S", 1.0)
     (tmp_path / "a").write_bytes(bytes(60_000_000))
-    transport = SshTransport(target_of(server, port=proxy.port, connect_timeout_s="1", reconnect_s="0.1"))
+    limits = {"connect_timeout_s": "1", "reconnect_s": "0.1"}
+    transport = SshTransport(target_of(server, port=proxy.port, **limits))
     transport.run(["true"], timeout_s=20)
     threading.Timer(0.2, proxy.freeze).start()
     started = time.monotonic()

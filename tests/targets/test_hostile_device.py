@@ -1,0 +1,309 @@
+"""Devices that lie, flood, or never answer: the host ends in time, small, and inside its folders.
+
+The server is a real sshd; what it starts instead of Python is a program that plays an agent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from benchmarks import sshd
+from benchmarks.faults import bundles
+from benchmarks.faults.bundles import Release
+from benchmarks.sshd import Server
+from edgekit.errors import DeviceError
+from edgekit.targets.answer import MAX_LINE, MAX_VALUES, Answer, parse_answer, printable, shortened
+from tests.targets.ssh_tools import target_of
+
+ROOT = Path(__file__).parents[2]
+MEMORY_MB = 700
+SECONDS = 90
+
+#: Plays remote.py and the agent at once: reads the program that the host sends, greets, and answers
+#: what ANSWERS says, by operation. A value that begins with ``!`` is Python that writes frames.
+_PLAYER = """
+import json, os, re, sys, time
+words = " ".join(sys.argv)
+size = int(re.search(r"read\\((\\d+)\\)", words).group(1))
+data = b""
+while len(data) < size:
+    data += os.read(0, size - len(data))
+header = eval(data.decode().rpartition("main(**")[2].strip()[:-1])
+out = sys.stdout.buffer
+def frame(kind, content=b""):
+    out.write(kind + len(content).to_bytes(4, "big") + content)
+    out.flush()
+def line(value):
+    text = value if isinstance(value, str) else json.dumps(value)
+    for start in range(0, len(text), 60000):
+        frame(b"O", text[start:start + 60000].encode())
+    frame(b"O", b"\\n")
+def end(code=0):
+    frame(b"X", b"code=%d" % code)
+out.write(b"\\0edgekit remote 1\\n"); out.flush()
+answers = json.load(open({answers!r}))
+if header["verb"] == "run":
+    stdin = b""
+    while len(stdin) < header["stdin_bytes"]:
+        stdin += os.read(0, 65536)
+    op = json.loads(stdin)["op"] if stdin.startswith(b'{{"schema"') else "boot"
+else:
+    op = header["verb"]
+answer = answers.get(op, answers.get("*"))
+if isinstance(answer, str) and answer.startswith("!"):
+    exec(answer[1:])
+else:
+    line(answer)
+    end()
+"""
+
+_HONEST = {
+    "boot": {"root": "/r", "agent": "/r/agent.py", "python": [3, 11]},
+    "facts": {"event": "result", "facts": {"uname": {"machine": os.uname().machine}}},
+    "lock": {"event": "result", "token": "0" * 32, "incoming": "/r/in"},
+    "missing": {"event": "result", "missing": [], "parts": {}, "free_bytes": 10**12},
+    "*": {"event": "result"},
+}
+
+#: Runs in a process of its own, whose memory and time are measured.
+_DEPLOY = """
+import json, resource, sys, time
+from pathlib import Path
+from edgekit.bundle import Bundle
+from edgekit.errors import EdgekitError
+from edgekit.targets import ssh_exchange
+from edgekit.targets.device import connect
+from edgekit.types import ProbeRequest, Target
+ssh_exchange.SILENCE_S, ssh_exchange.STALL_S = 3.0, 4.0
+from edgekit.targets import job, ssh
+from edgekit.targets import device as devices
+job.GRACE_S, devices.TIMEOUT_S, ssh.COPY_RETRIES = 2.0, 1.0, 1
+
+def talk(target, bundle):
+    with connect(Target(**target)) as device:
+        if bundle is None:
+            device.status(verify=True)
+            device.gc()
+            return "ended"
+        (artifact,) = bundle.manifest.artifacts
+        request = ProbeRequest(artifact.id, artifact.sha256, 1, 1, 0.05)
+        (result,) = device.probe(bundle, [request])
+        print("probe:", result.status, result.error.message if result.error else "")
+        device.activate(bundle, artifact.id, 1)
+
+for line in sys.stdin:
+    given = json.loads(line)
+    started, code = time.monotonic(), 0
+    try:
+        if given["bundle"] is None:
+            talk(given["target"], None)
+        else:
+            with Bundle.open(Path(given["bundle"])) as bundle:
+                talk(given["target"], bundle)
+    except EdgekitError as error:
+        code = error.exit_code
+        print(type(error).__name__, error)
+    memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    print(json.dumps([code, time.monotonic() - started, memory_mb]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = sshd.start(tmp_path_factory.mktemp("sshd"))
+    yield running
+    running.stop()
+
+
+def play(
+    server: Server, folder: Path, cases: Sequence[dict[str, object]], bundle: Path | None = None
+) -> list[tuple[int, str]]:
+    """What becomes of a host that talks to devices with these answers: exit codes and words.
+
+    Its memory and time are bounded, and nothing but its own folders has changed.
+    """
+    home = folder / "home"
+    (home / ".ssh").mkdir(parents=True, mode=0o700)
+    (home / ".ssh" / "known_hosts").write_text(server.known_hosts_line)
+    lines = []
+    for number, answers in enumerate(cases):
+        script, player = folder / f"answers-{number}", folder / f"player-{number}"
+        script.write_text(json.dumps({**_HONEST, **answers}))
+        player.write_text(f"#!{sys.executable} -IS\n" + _PLAYER.format(answers=str(script)))
+        player.chmod(0o755)
+        target = target_of(server, python=str(player), connect_timeout_s="5", reconnect_s="0.2")
+        board = {"name": "board", "transport": "ssh", "address": target.address,
+                 "workdir": "/r", "options": target.options}  # fmt: skip
+        given = {"target": board, "bundle": None if bundle is None else str(bundle)}
+        lines.append(json.dumps(given))
+    before = set(folder.rglob("*"))
+    done = subprocess.run(
+        [sys.executable, "-c", _DEPLOY],
+        input="\n".join(lines),
+        env={**os.environ, "HOME": str(home), "PYTHONPATH": str(ROOT)},
+        cwd=folder, capture_output=True, text=True, timeout=SECONDS * len(cases),
+    )  # fmt: skip
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    found: list[tuple[int, str]] = []
+    said = ""
+    for line in done.stdout.splitlines():
+        if not line.startswith("["):
+            said += line + "\n"
+            continue
+        code, seconds, memory_mb = json.loads(line)
+        assert seconds < SECONDS and memory_mb < MEMORY_MB, (cases[len(found)], seconds, memory_mb)
+        found.append((code, said))
+        said = ""
+    assert len(found) == len(cases)
+    new = {path.relative_to(folder).parts[0] for path in set(folder.rglob("*")) - before}
+    assert new <= {"home"}, new
+    return found
+
+
+_FLOOD = "!while True: frame(b'O', b'x' * 60000)"
+_BRACKETS = "!\nfor _ in range(400): frame(b'O', b'[' * 60000)\nline('')\nend()"
+_VALUES = "!line('{\"event\": \"result\", \"x\": [' + '[],' * 3000000 + '0]}'); end()"
+_ALIVE = "!\nwhile True:\n    frame(b'H'); time.sleep(0.2)"
+
+
+_ANSWERS: list[tuple[str, object, str]] = [
+    ("boot", _FLOOD, "more than"),
+    ("boot", _ALIVE, "LinkLost"),
+    ("boot", "!time.sleep(600)", "nothing was heard"),
+    ("boot", "{", "something else"),
+    ("boot", {"root": 5, "agent": "/a", "python": [3, 11]}, "cannot be used"),
+    ("boot", {"root": "/r", "agent": "/a", "python": ["3", "11"]}, "cannot be used"),
+    ("boot", {"root": "../r\n", "agent": "/a", "python": [3, 11]}, "cannot be used"),
+    ("status", _FLOOD, "more than"),
+    ("status", "!\nwhile True: line({'event': 'x'})", "has no end"),
+    ("status", _BRACKETS, "larger than any honest one"),
+    ("status", _VALUES, "larger than any honest one"),
+    ("status", "!frame(b'O', bytes(2000000))", "something else"),
+    ("status", "!frame(b'Q')", "something else"),
+    ("status", "!line({'event': 'result'}); line({'event': 'result'}); end()", "goes on after"),
+    ("status", "!end(3)", "without an answer"),
+    ("status", {"event": "result", "activations": 5, "problems": []}, "cannot be used"),
+    ("status", {"event": "result", "activations": [{}], "problems": []}, "cannot be used"),
+    ("gc", '{"event": "result", "removed_bytes": 1e999}', "cannot be used"),
+    ("gc", '{"event": "result", "removed_bytes": ' + "9" * 5000 + "}", "something else"),
+    ("lock", {"event": "result", "token": None, "incoming": "/x"}, "cannot be used"),
+    ("gc", {"event": "error", "kind": "x", "message": "\x1b[2J" + "y" * 10**6}, "?[2J"),
+]
+
+
+def test_an_answer_that_is_none_is_an_error_of_the_device(server: Server, tmp_path: Path) -> None:
+    honest = {"status": {"event": "result", "activations": [], "problems": []}}
+    found = play(server, tmp_path, [{**honest, op: answer} for op, answer, _ in _ANSWERS])
+    for (op, answer, words), (code, said) in zip(_ANSWERS, found, strict=True):
+        assert code == 4 and words in said, (op, str(answer)[:100], code, said)
+        assert len(said) < 2000 and printable(said) == said
+
+
+def test_answers_are_bounded() -> None:
+    for text in ("[" * (MAX_VALUES + 1), " " * (MAX_LINE + 1)):
+        with pytest.raises(DeviceError, match="larger than"):
+            parse_answer(text, "board")
+    assert parse_answer('{"a": "\\u001b[31m"}', "board") == {"a": "?[31m"}
+    answer = Answer({"n": True, "t": "x" * 501, "p": "a/b", "l": [1, "2"], "o": []}, "board")
+    for ask in (
+        lambda: answer.number("n"),
+        lambda: answer.number("absent"),
+        lambda: answer.text("t"),
+        lambda: answer.path("p"),
+        lambda: answer.items_of("l", int),
+        lambda: answer.object_of("o"),
+    ):
+        with pytest.raises(DeviceError, match="cannot be used"):
+            ask()
+    assert shortened("a" * 10, 5) == "aa..."
+
+
+_TAKE = "!\nleft = header['size']\nwhile left: left -= len(os.read(0, min(left, 65536)))\nend()"
+_GIVE = "!\nframe(b'A', b'identity=1')\nwhile True: frame(b'O', bytes(60000))"
+_RUNS_ON = {"event": "result", "state": "running", "offset": 0}
+_AWAY = "../../../../../../../../tmp/edgekit-was-here"
+
+
+def _report(**changes: object) -> str:
+    tensor = {"name": _AWAY, "dtype": "float32", "shape": [1, bundles.WIDTH]}
+    numbers = ("load_ns", "first_ns", "warmup_runs", "peak_rss_bytes", "samples")
+    report = {
+        "schema": 1, "runner": _AWAY, "runner_version": _AWAY, "runtime_version": _AWAY,
+        "threads": 1, "latency_ns": [1000] * 10, "inputs": [tensor], "outputs": [tensor],
+        **dict.fromkeys(numbers, 1), **changes,
+    }  # fmt: skip
+    return json.dumps(report)
+
+
+def _followed(*events: dict[str, object], state: str = "done") -> str:
+    """Answers to ``follow``: these events, and that the job is in this state."""
+    lines: list[dict[str, object]] = [
+        {"event": "line", "offset": n + 1, "line": event} for n, event in enumerate(events)
+    ]
+    lines.append({"event": "result", "state": state, "offset": len(lines)})
+    return f"!\nfor value in {lines!r}: line(value)\nend()"
+
+
+def _step(index: object, stdout: str = "", returncode: int = 0) -> dict[str, object]:
+    return {"event": "step", "index": index, "returncode": returncode, "stdout": stdout,
+            "stderr": "", "started_utc": _AWAY * 100}  # fmt: skip
+
+
+_LIES: list[tuple[dict[str, object], tuple[int, ...], str]] = [
+    (
+        {"missing": {"event": "result", "missing": ["x"] * 200_000, "parts": {}, "free_bytes": 1}},
+        (4,),
+        "cannot be used",
+    ),
+    (
+        {"missing": {"event": "result", "missing": [], "parts": [], "free_bytes": 1}},
+        (4,),
+        "cannot be used",
+    ),
+    ({"put": _ALIVE}, (4,), "no byte moved"),
+    ({"put": _FLOOD}, (4,), "LinkLost"),
+    ({"put": "!end()"}, (4, 7), ""),
+    ({"follow": _RUNS_ON}, (4,), "did not end within"),
+    ({"follow": _followed(_step(99))}, (4,), "nobody asked for"),
+    ({"follow": _followed(_step(0, _report()), _step(0, _report()))}, (4,), "nobody asked for"),
+    ({"follow": _followed(_step(_AWAY))}, (4, 7), "lost"),
+    ({"follow": _followed(_step(0, _report(load_ns=10**400)))}, (4, 7), "report"),
+    ({"follow": _followed(_step(0, "[" * 10**6))}, (4, 7), "report"),
+    (
+        {"follow": _followed(_step(0, _report()), _step(1, _report())), "get": _GIVE},
+        (4, 7),
+        "more than",
+    ),
+    (
+        {"follow": _followed(_step(0, _report()), _step(1, _report())), "get": _ALIVE},
+        (4,),
+        "no byte moved",
+    ),
+    (
+        {
+            "follow": _followed(_step(0, _report()), _step(1, _report())),
+            "get": "!frame(b'A', b'identity=1'); frame(b'O', b'short'); end()",
+        },
+        (4, 7),
+        "bytes",
+    ),
+]
+
+
+def test_a_deploy_to_a_device_that_lies_ends(
+    server: Server, releases: list[Release], tmp_path: Path
+) -> None:
+    missing = {"event": "result", "missing": list(releases[0].blobs), "parts": {},
+               "free_bytes": 10**12}  # fmt: skip
+    cases = [{"missing": missing, "put": _TAKE, **answers} for answers, _, _ in _LIES]
+    found = play(server, tmp_path, cases, releases[0].path)
+    for (answers, codes, words), (code, said) in zip(_LIES, found, strict=True):
+        assert code in codes and words in said, (str(answers)[:200], code, said)
+    assert not Path("/tmp/edgekit-was-here").exists()
