@@ -8,6 +8,7 @@ device's folder has changed; no process is left, here or there. And many deploys
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import secrets
@@ -21,12 +22,20 @@ from pathlib import Path
 from benchmarks.common import Bar, Report, argument_parser, conditions, finish
 from benchmarks.faults import bundles
 from benchmarks.faults.boards import NamespaceBoard
+from benchmarks.faults.bundles import Release, release
 from benchmarks.faults.crowd import Crowd, crowd
 from benchmarks.faults.cuts import KILLED, Bench, Cut
+from benchmarks.faults.machine import POWER_OFF, MachineBoard
+from edgekit.bundle import Bundle
+from edgekit.targets.runtimes import cache_dir
+from edgekit.targets.virtual import state
 
 CHEAP = ("link down", "sshd killed", "reset", KILLED, "disk full")
-CUTS, DEPLOYS = 200, 100
+KINDS = (*CHEAP, POWER_OFF)
+CUTS, DEPLOYS = 220, 100
 QUICK_CUTS, QUICK_DEPLOYS = 5, 6
+#: Of the cuts, so many switch the power off.
+POWER_OFFS = 0.1
 #: Of the cuts, so many interrupt the first deploy to an empty device.
 FIRST = 0.3
 MINUTES, QUICK_MINUTES = 120.0, 5.0
@@ -41,11 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     mark = secrets.token_hex(8)
     with tempfile.TemporaryDirectory(prefix="edgekit-faults-") as name:
         folder = Path(name)
-        # Host keys, locks and caches in a home of our own, so that the user's stays as it is.
+        # Host keys in a home of our own, so that the user's stays as it is; what was fetched and
+        # built is found in the user's cache.
         (folder / ".ssh").mkdir(mode=0o700)
-        os.environ.update(HOME=name)
+        packages = state.home_dir() / "rootfs"
+        os.environ.update(HOME=name, XDG_CACHE_HOME=str(cache_dir().parent))
         os.environ.pop("SSH_AUTH_SOCK", None)
-        cuts, gathered = _cheap(options, folder, mark)
+        made = bundles.make(folder / "bundles")
+        cuts, gathered = _cheap(options, folder, made, mark)
+        if POWER_OFF in options.kinds:
+            cuts += _power_offs(options, folder, packages, made, mark)
     return finish(
         evaluate(cuts, gathered, before, options), as_json=options.json, quick=options.quick
     )
@@ -54,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argument_parser("faults", (__doc__ or "").splitlines()[0])
     parser.add_argument("--cuts", type=int, help=f"how many in all (default {CUTS})")
-    parser.add_argument("--kinds", help=f"of {', '.join(CHEAP)}; separated by commas")
+    parser.add_argument("--kinds", help=f"of {', '.join(KINDS)}; separated by commas")
     parser.add_argument("--deploys", type=int, help=f"how many at once (default {DEPLOYS})")
     parser.add_argument("--minutes", type=float, help="after which no cut is begun any more")
     options = parser.parse_args(arguments)
@@ -64,22 +78,54 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         options.deploys = QUICK_DEPLOYS if options.quick else DEPLOYS
     if options.minutes is None:
         options.minutes = QUICK_MINUTES if options.quick else MINUTES
-    options.kinds = [k.strip() for k in options.kinds.split(",")] if options.kinds else list(CHEAP)
-    if unknown := set(options.kinds) - set(CHEAP):
+    default = CHEAP if options.quick else KINDS
+    options.kinds = [k.strip() for k in options.kinds.split(",")] if options.kinds else [*default]
+    if unknown := set(options.kinds) - set(KINDS):
         parser.error(f"unknown kinds: {', '.join(sorted(unknown))}")
     return options
 
 
-def _cheap(options: argparse.Namespace, folder: Path, mark: str) -> tuple[list[Cut], Crowd | None]:
-    releases = bundles.make(folder / "bundles", bundles.this_arch())
+def _power_off_count(options: argparse.Namespace) -> int:
+    if POWER_OFF not in options.kinds:
+        return 0
+    share = POWER_OFFS if len(options.kinds) > 1 else 1.0
+    return int(math.ceil(share * options.cuts))
+
+
+def _cheap(
+    options: argparse.Namespace, folder: Path, made: list[Release], mark: str
+) -> tuple[list[Cut], Crowd | None]:
+    """The cuts of a device in namespaces, and the many deploys at once."""
+    kinds = [kind for kind in options.kinds if kind != POWER_OFF]
+    if not kinds and not options.deploys:
+        return [], None
     board = NamespaceBoard(folder / "board")
     try:
         (folder / ".ssh" / "known_hosts").write_text(board.known_hosts_line)
-        cuts = campaign(Bench(board, releases, mark), options.kinds, options.cuts, options)
-        gathered = crowd(board, releases, mark, options.deploys) if options.deploys else None
+        count = options.cuts - _power_off_count(options)
+        cuts = campaign(Bench(board, made, mark), kinds, count, options) if kinds else []
+        gathered = crowd(board, made, mark, options.deploys) if options.deploys else None
     finally:
         board.stop()
     return cuts, gathered
+
+
+def _power_offs(
+    options: argparse.Namespace, folder: Path, packages: Path, made: list[Release], mark: str
+) -> list[Cut]:
+    """The cuts of an emulated machine, with the runtime that it needs."""
+    board = MachineBoard(folder / "machine", packages)
+    try:
+        abi = board.abi
+        there = []
+        for one in made:
+            with Bundle.open(one.path) as bundle:
+                there.append(release(bundle, abi))
+        # An emulated processor: each step takes many times as long.
+        bench = Bench(board, there, mark, limit_s=600.0)
+        return campaign(bench, [POWER_OFF], _power_off_count(options), options)
+    finally:
+        board.stop()
 
 
 def campaign(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from edgekit.bundle import Bundle, write_bundle, write_raw_tensor
 from edgekit.targets import deploy, runtimes
+from edgekit.targets.abi import Abi, host_abi
 from edgekit.targets.measure import HostMeasurer
 from edgekit.types import (
     Artifact,
@@ -40,9 +40,10 @@ class Release:
     blobs: dict[str, tuple[Path, int]]
 
 
-def make(folder: Path, arch: str) -> list[Release]:
-    """Three bundles in ``folder``, for devices of an architecture."""
-    return [_release(_bundle(folder / name, seed), arch) for seed, name in enumerate("abc")]
+def make(folder: Path) -> list[Release]:
+    """Three bundles in ``folder``, for devices of this machine's kind."""
+    made = [_bundle(folder / name, seed) for seed, name in enumerate("abc")]
+    return [release(bundle, host_abi()) for bundle in made]
 
 
 def _bundle(folder: Path, seed: int) -> Bundle:
@@ -98,15 +99,11 @@ def _written(
     )
 
 
-def _release(bundle: Bundle, arch: str) -> Release:
+def release(bundle: Bundle, abi: Abi) -> Release:
+    """What deploying a bundle to a device of some kind brings there."""
     artifact = bundle.artifact(ARTIFACT)
-    runtime = runtimes.resolve("executorch", arch=arch)
+    runtime = runtimes.resolve("executorch", abi)
     blobs = [*deploy.release_blobs(bundle, artifact).values(), *deploy.runtime_blobs(runtime)]
     return Release(
         bundle.path, bundle.digest[:16], {b.sha256: (b.path, b.size_bytes) for b in blobs}
     )
-
-
-def this_arch() -> str:
-    """The architecture of this machine."""
-    return os.uname().machine

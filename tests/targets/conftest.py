@@ -216,7 +216,7 @@ def releases(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> list[Rele
     """Three small bundles of one model, of one ExecuTorch artifact each."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
-        return bundles.make(tmp_path_factory.mktemp("releases"), bundles.this_arch())
+        return bundles.make(tmp_path_factory.mktemp("releases"))
 
 
 @pytest.fixture(autouse=True)
