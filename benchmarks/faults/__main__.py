@@ -12,6 +12,7 @@ import math
 import os
 import random
 import secrets
+import signal
 import statistics
 import sys
 import tempfile
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.geteuid() != 0:
         print("benchmarks.faults: links and disks of one's own need root.", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))  # devices of ours end with us
     before = conditions("edgekit", "paramiko", "executorch")
     mark = secrets.token_hex(8)
     with tempfile.TemporaryDirectory(prefix="edgekit-faults-") as name:
@@ -88,8 +90,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _power_off_count(options: argparse.Namespace) -> int:
     if POWER_OFF not in options.kinds:
         return 0
-    share = POWER_OFFS if len(options.kinds) > 1 else 1.0
-    return int(math.ceil(share * options.cuts))
+    cuts: int = options.cuts
+    return math.ceil(POWER_OFFS * cuts) if len(options.kinds) > 1 else cuts
 
 
 def _cheap(

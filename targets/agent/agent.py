@@ -403,9 +403,13 @@ def _open_files() -> Set[Tuple[int, int]]:
     return found
 
 
-def _short_of_space(root: Root) -> bool:
+def _short_of_space(root: Root, least: int = RESERVE_BYTES) -> bool:
     space = os.statvfs(root.path)
-    return space.f_bavail * space.f_frsize < RESERVE_BYTES
+    return space.f_bavail * space.f_frsize < least
+
+
+def _is_full(root: Root) -> bool:
+    return _short_of_space(root, 1 << 20)
 
 
 def op_unlock(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
@@ -1017,6 +1021,8 @@ def op_follow(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
                 emit({"event": "line", "offset": offset, "line": json.loads(line)})
             if len(data) == 4 * MAX_REPORT:
                 return {"state": "running", "offset": offset}
+        if state == "dead" and _is_full(root):
+            raise Refused("space", "the device's disk is full")
         if state != "running" or time.monotonic() > deadline:
             return {"state": state, "offset": offset}
         pause = 0.02 if data else min(2 * pause, 0.5)  # looking often would disturb the measurement
@@ -1071,6 +1077,8 @@ def work(root: Root, job: str) -> None:
             if step["key"] in failed:
                 continue
             result = _run_step(root, folder, index, step, request.get("gate") or {})
+            if result["returncode"] != 0 and _is_full(root):
+                raise SystemExit("the disk is full")  # that says nothing about the step
             if result["returncode"] != 0:
                 failed.add(step["key"])
             events.write(json.dumps(result).encode() + b"\n")

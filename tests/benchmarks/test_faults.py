@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.faults import __main__ as faults
+from benchmarks.faults import inspector
+from benchmarks.faults.crowd import Crowd
+from benchmarks.faults.cuts import Cut
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="links and disks of one's own need root")
+def test_a_quick_campaign_finds_no_violation_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "benchmarks.faults", "--quick", "--json"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert ran.returncode == 0, ran.stderr
+    document = json.loads(ran.stdout)
+    kinds = {row["kind"]: row for row in document["rows"]}
+    assert set(kinds) == {*faults.CHEAP, "all"}
+    assert kinds["all"]["cuts"] == str(faults.QUICK_CUTS) and kinds["all"]["violations"] == "0"
+    assert all(bar["kept"] for bar in document["bars"])
+    assert not list(tmp_path.iterdir())
+    mounts = Path("/proc/self/mounts").read_text()
+    assert str(tmp_path) not in mounts
+
+
+def _options(**changes: object) -> argparse.Namespace:
+    return argparse.Namespace(**{"kinds": ["reset"], "cuts": 2, "seed": 0, **changes})
+
+
+def test_a_violation_misses_the_bar_and_is_told() -> None:
+    good, bad = Cut("reset", True, "put", 4), Cut("reset", False, "commit", 0)
+    bad.violations.append("after the cut: nothing is active any more")
+    report = faults.evaluate([good, bad], None, {}, _options())
+    assert [bar.kept for bar in report.bars] == [False, True]
+    assert any("nothing is active any more" in note for note in report.notes)
+    assert [bar.kept for bar in faults.evaluate([good], None, {}, _options()).bars] == [True, False]
+
+
+def test_deploys_at_once_that_fail_miss_the_bar() -> None:
+    cuts = [Cut("reset", True, "put", 4)] * 2
+    crowd = Crowd(10, 9, 3, 1.0, ("9 of 10 ended well",))
+    report = faults.evaluate(cuts, crowd, {}, _options())
+    assert [bar.kept for bar in report.bars] == [True, True, False]
+
+
+@pytest.mark.parametrize("arguments", [["--kinds", "earthquake"], ["--cuts", "many"]])
+def test_wrong_options_are_refused(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        faults.main(arguments)
+    assert caught.value.code == 2
+
+
+def test_the_inspector_sees_what_is_wrong(tmp_path: Path) -> None:
+    """It judges the agent, so it must not overlook what it is there for."""
+    root = tmp_path / "root"
+    good = root / "store" / "sha256" / "2c" / hashlib.sha256(b"x").hexdigest()
+    good.parent.mkdir(parents=True)
+    good.write_bytes(b"x")
+    (good.parent / ("0" * 64)).write_bytes(b"y")
+    (root / "current").mkdir()
+    (root / "current" / "m").symlink_to("../activations/m/1")
+    (tmp_path / "neighbour").write_text("n")
+    found = inspector.inspect(str(root))
+    assert found["blobs"] == [good.name]
+    assert [Path(path).name for path in found["false"]] == ["0" * 64]
+    assert found["current"]["m"]["release"] is None and found["current"]["m"]["problems"]
+    assert set(found["beside"]) == {"neighbour"}
