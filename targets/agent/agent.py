@@ -890,8 +890,7 @@ def op_gc(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
         removed += _sweep(root.at("runtimes"), 1, runtimes)
         removed += _sweep(root.at("store", "sha256"), 2, blobs)
         removed += _sweep(root.at("spool"), 1, jobs)
-        removed += _sweep(root.at("store", "incoming"), 1,
-                          {root.at("store", "incoming", request["token"])})  # fmt: skip
+        removed += _sweep(root.at("store", "incoming"), 1, set())
         removed += _sweep(root.at("current"), 1,
                           {root.at("current", model) for model in _models(root)})  # fmt: skip
         removed += _sweep(root.at("agent"), 1, {os.path.realpath(__file__)})
