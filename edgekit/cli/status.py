@@ -33,7 +33,10 @@ def status(
     ] = False,
     config: Config = None,
 ) -> int:
-    """Show what is active on a device; exit with 4 where something of it is damaged."""
+    """Show what is active on a device.
+
+    The exit code is 4 where something of it is damaged, and what to do is said.
+    """
     from edgekit.targets.device import connect
 
     found = resolve_one(target, DeviceConfig.from_args(config=config).targets)
