@@ -9,5 +9,5 @@ def did_you_mean(word: str, known: Iterable[str], *, limit: int = 3) -> str:
     """A sentence such as ``Did you mean 'calib'?``, or empty where nothing known is close."""
     import difflib
 
-    close = difflib.get_close_matches(word, sorted(known), n=limit, cutoff=0.6)
+    close = difflib.get_close_matches(word, sorted(known), n=limit, cutoff=0.65)
     return f"Did you mean {' or '.join(repr(name) for name in close)}?" if close else ""
