@@ -49,7 +49,8 @@ def toolchain(podman: Podman) -> str:
         temporary = BASE.with_name(f".bookworm-base.{os.getpid()}.tar")
         try:
             subprocess.run(
-                ["mmdebstrap", "--quiet", "--variant=apt", "bookworm", str(temporary)], check=True
+                ["mmdebstrap", "--quiet", "--variant=minbase", "bookworm", str(temporary)],
+                check=True,
             )
             temporary.rename(BASE)
         finally:
