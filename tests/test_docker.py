@@ -14,7 +14,7 @@ from edgekit.targets.virtual import state
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Read before any test points the cache elsewhere; no registry of images is asked.
-BASE = state.home_dir() / "rootfs" / "bookworm-base.tar"
+BASE = state.home_dir() / "rootfs" / "bookworm-image.tar"
 LIMIT_S = 540
 
 Podman = Callable[..., str]
@@ -43,13 +43,19 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
 
 @pytest.fixture(scope="module")
 def toolchain(podman: Podman) -> str:
-    """The toolchain image, upon Debian as mmdebstrap makes it."""
+    """The toolchain image, upon Debian as mmdebstrap makes it.
+
+    With certificates: where this machine's own are mounted, their package cannot set them up.
+    """
     if not BASE.exists():
         BASE.parent.mkdir(parents=True, exist_ok=True)
-        temporary = BASE.with_name(f".bookworm-base.{os.getpid()}.tar")
+        temporary = BASE.with_name(f".{os.getpid()}.{BASE.name}")
         try:
             subprocess.run(
-                ["mmdebstrap", "--quiet", "--variant=minbase", "bookworm", str(temporary)],
+                [
+                    *("mmdebstrap", "--quiet", "--variant=minbase", "--include=ca-certificates"),
+                    *("bookworm", str(temporary)),
+                ],
                 check=True,
             )
             temporary.rename(BASE)
