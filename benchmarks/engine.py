@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from benchmarks.common import Bar, Report, argument_parser, conditions, finish
+from edgekit.targets.agent.runner_core import peak_rss_bytes
 
 if TYPE_CHECKING:
     from edgekit.config import ProjectConfig
@@ -113,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     with TemporaryDirectory(prefix="edgekit-engine-") as folder:
         engine = prepared(given.project, Path(folder))
         engine.repair("calibration, bias correction, rounding", rungs, _BUDGETS[0])
-        peak_gb = _peak_gb()
+        peak_gb = peak_rss_bytes() / 1e9
         again = _made_again(engine, "the same with another budget", rungs)
         if not given.quick:
             rungs = (*rungs, "float_layers")
@@ -164,12 +165,6 @@ def _source(config: ProjectConfig) -> SourceSpec:
         inputs=config.model.inputs,
         example=config.model.example,
     )
-
-
-def _peak_gb() -> float:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 if __name__ == "__main__":

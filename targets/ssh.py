@@ -119,12 +119,17 @@ class SshTransport:
                     offset = min(size, max(0, there))
                     progress.confirmed = max(progress.confirmed, offset)
                 source = progress.counted(file_chunks(local, offset, size), offset)
-                ended = exchange.talk(source, lambda *frame: None)
+                ended = exchange.talk(source, self._refuse_output)
             if "failed" in ended:
                 raise DeviceError(f"{local.name} could not be copied to {remote}: {reason(ended)}.")
 
         self._resumed(copy, progress)
         progress.reach(size)
+
+    def _refuse_output(self, kind: bytes, content: bytes) -> None:
+        """A copy has none; taken for bytes that move, a flood would keep it alive for ever."""
+        if kind != b"A":
+            raise DeviceError(f"{self._name}: the device answers a copy with output.")
 
     def get(self, remote: str, local: Path, max_bytes: int) -> None:
         """See :meth:`edgekit.targets.base.Transport.get`; resumes by itself."""

@@ -137,8 +137,10 @@ class Exchange:
         self._moved = time.monotonic()
         while True:
             while self._frames:
-                self._moved = time.monotonic()
-                on_frame(*self._frames.popleft())
+                kind, content = self._frames.popleft()
+                if kind != b"A":  # what begins a copy moves nothing
+                    self._moved = time.monotonic()
+                on_frame(kind, content)
             if self.ended is not None:
                 return self.ended
             wait = self._patience(deadline)

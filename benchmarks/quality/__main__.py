@@ -9,7 +9,6 @@ do not mind a busy machine, so the phases can be run apart: --only make, and lat
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 from benchmarks.common import argument_parser, conditions, finish
 from benchmarks.models.cached import CACHE
 from benchmarks.quality import keys, records
-from benchmarks.quality.cases import CASES, EXAMPLE, ROOT, TINY, Case
+from benchmarks.quality.cases import CASES, EXAMPLE, TINY, Case
 from benchmarks.quality.records import Record
 from benchmarks.quality.running import make_case
 from benchmarks.quality.table import report
@@ -46,10 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     cases = _cases(options, parser)
     before = conditions(*PACKAGES)
-    # Workers do not have the current folder on their path.
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
-    )
     with tempfile.TemporaryDirectory(prefix="edgekit-quality-") as temporary:
         work = options.work or (Path(temporary) if options.quick else WORK)
         phases = (options.only,) if options.only else ("make", "time")

@@ -74,7 +74,7 @@ _HONEST = {
 
 #: Runs in a process of its own, whose memory and time are measured.
 _DEPLOY = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 from edgekit.bundle import Bundle
 from edgekit.errors import EdgekitError
@@ -83,6 +83,7 @@ from edgekit.targets.device import connect
 from edgekit.types import ProbeRequest, Target
 ssh_exchange.SILENCE_S, ssh_exchange.STALL_S = 3.0, 4.0
 from edgekit.targets import job, ssh
+from edgekit.targets.agent.runner_core import peak_rss_bytes
 from edgekit.targets import device as devices
 job.GRACE_S, devices.TIMEOUT_S, ssh.COPY_RETRIES = 2.0, 1.0, 1
 
@@ -109,7 +110,7 @@ for line in sys.stdin:
     except EdgekitError as error:
         code = error.exit_code
         print(type(error).__name__, error)
-    memory_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    memory_mb = peak_rss_bytes() // 2**20
     print(json.dumps([code, time.monotonic() - started, memory_mb]), flush=True)
 """
 
@@ -263,7 +264,8 @@ _LIES: list[tuple[dict[str, object], int, str]] = [
     ({"missing": {"event": "result", "missing": ["x"] * 200_000}}, 4, "cannot be used"),
     ({"missing": {"event": "result", "missing": [], "parts": []}}, 4, "cannot be used"),
     ({"put": _ALIVE}, 4, "no byte moved"),
-    ({"put": _FLOOD}, 4, "LinkLost"),
+    ({"put": _FLOOD}, 4, "answers a copy with output"),
+    ({"put": _FLOOD.replace("O", "A")}, 4, "no byte moved"),
     ({"follow": _RUNS_ON}, 4, "did not end within"),
     ({"follow": _followed(_step(99))}, 4, "nobody asked for"),
     ({"follow": _followed(_step(0, _report()), _step(0, _report()))}, 4, "nobody asked for"),
