@@ -9,6 +9,7 @@ do not mind a busy machine, so the phases can be run apart: --only make, and lat
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -16,11 +17,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import patch
 
 from benchmarks.common import argument_parser, conditions, finish
 from benchmarks.models.cached import CACHE
 from benchmarks.quality import keys, records
-from benchmarks.quality.cases import CASES, EXAMPLE, TINY, Case
+from benchmarks.quality.cases import CASES, EXAMPLE, ROOT, TINY, Case
 from benchmarks.quality.records import Record
 from benchmarks.quality.running import make_case
 from benchmarks.quality.table import report
@@ -45,7 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     cases = _cases(options, parser)
     before = conditions(*PACKAGES)
-    with tempfile.TemporaryDirectory(prefix="edgekit-quality-") as temporary:
+    # Workers do not have the current folder on their path.
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    with (
+        patch.dict(os.environ, PYTHONPATH=path),
+        tempfile.TemporaryDirectory(prefix="edgekit-quality-") as temporary,
+    ):
         work = options.work or (Path(temporary) if options.quick else WORK)
         phases = (options.only,) if options.only else ("make", "time")
         found = _run(cases, work.resolve(), phases, quick=options.quick, fresh=options.fresh)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.cases import ROOT, Case
+from benchmarks.quality.cases import Case
 from benchmarks.quality.records import Side
 from edgekit import codec, registry
 from edgekit.bundle import Bundle
@@ -234,10 +234,5 @@ def _job(
         log=folder / "logs" / f"{name or function}.log",
         timeout_s=TIMEOUT_S,
         memory_bytes=MEMORY_BYTES,
-        env={
-            "OMP_NUM_THREADS": str(threads),
-            "TF_CPP_MIN_LOG_LEVEL": "2",
-            # Workers do not have the current folder on their path.
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        },
+        env={"OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "2"},
     )
