@@ -20,9 +20,10 @@ from torch import fx
 
 from edgekit import codec
 from edgekit.data import SampleSet
-from edgekit.errors import SourceError
+from edgekit.errors import DataError, SourceError
 from edgekit.quantize import graph, rewrites
 from edgekit.quantize.calibrate import calibrate
+from edgekit.quantize.float_nodes import linear_layers
 from edgekit.quantize.heads import joined_outputs
 from edgekit.quantize.ladder import climb, replay
 from edgekit.quantize.masks import masked_nodes
@@ -147,7 +148,7 @@ class Repaired:
 
 def repair_program(
     program: Path,
-    calibration: SampleSet,
+    calibration: SampleSet | None,
     choose: SampleSet,
     settings: RepairSettings,
     calibrated: Path,
@@ -159,9 +160,11 @@ def repair_program(
 ) -> Repaired:
     """Calibrate and climb the ladder; writes ``program.pt2`` and ``ranges.json`` into ``folder``.
 
+    Dynamic INT8 has no ranges, and without calibration samples no repair.
+
     Args:
         program: the prepared program.
-        calibration: what ranges and repairs are made from.
+        calibration: what ranges and repairs are made from; None for dynamic recipes only.
         choose: what rungs are judged on.
         settings: see there.
         calibrated: folder for ranges, which depend on the program and the calibration set only.
@@ -175,13 +178,31 @@ def repair_program(
         SourceError: a rewrite of the recipe changes what the program computes.
     """
     recipe = settings.recipe
-    example = next(samples(calibration, 1))
+    dynamic = recipe.scheme == "dynamic"
+    example = next(samples(choose, 1))
     exported = _rewritten(program, recipe.rewrites, choose)
     reference = as_module(exported)
-    on_step("calibrate")
-    ranges = _ranges(reference, calibration, calibrated / RANGES)
+    ranges: dict[str, Range] = {}
+    float_nodes: set[str] = set()
+    if not dynamic:
+        if calibration is None:
+            raise DataError(
+                f"{recipe.name} needs real samples to calibrate on.",
+                remedy="Give some: --calib PATH.",
+            )
+        on_step("calibrate")
+        ranges = _ranges(reference, calibration, calibrated / RANGES)
+        float_nodes = _structure(reference, ranges)
     save_ranges(folder / RANGES, ranges)
-    float_nodes = _structure(reference, ranges)
+    if calibration is None and recipe.steps:
+        raise DataError(
+            f"The saved recipe repairs weights on calibration samples ({', '.join(recipe.steps)}), "
+            "and there are none.",
+            remedy="Give the same ones: --calib PATH.",
+        )
+    if calibration is None or (dynamic and not linear_layers(reference, ())):
+        return _saved(exported, recipe, (), folder)
+    source = calibration
     float_nodes |= {n.name for n in reference.graph.nodes if str(n.target) in settings.float_ops}
     work = Work(
         reference=reference,
@@ -190,10 +211,11 @@ def repair_program(
         kind=recipe.ranges,
         dtype=recipe.activations,
         float_nodes=frozenset(float_nodes),
-        calibration=lambda limit: list(samples(calibration, limit)),
+        calibration=lambda limit: list(samples(source, limit)),
         judge=SimulatedJudge(reference, choose, settings.metric),
         max_drop=settings.max_drop,
         notes=saved,
+        dynamic=dynamic,
         training=list(samples(train, MAX_TRAINED)) if train is not None else None,
     )
     ladder: tuple[RungResult, ...] = ()
@@ -202,14 +224,24 @@ def repair_program(
         steps = recipe.steps
     else:
         rungs = [RUNGS[name] for name in settings.rungs]
+        rungs = [rung for rung in rungs if rung.dynamic or not dynamic]
         steps, ladder = climb(work, rungs, saved, on_rung=on_step)
-    repaired = re_export(work.program, example)
-    torch.export.save(repaired, folder / PROGRAM)
     made = replace(
         recipe, steps=steps, ranges=work.kind, float_nodes=tuple(sorted(work.float_nodes))
     )
-    parts = [_digest(repaired), codec.to_json(made), (folder / RANGES).read_text(encoding="utf-8")]
-    return Repaired(made, ladder, hashlib.sha256("\n".join(parts).encode()).hexdigest())
+    return _saved(re_export(work.program, example), made, ladder, folder)
+
+
+def _saved(
+    program: torch.export.ExportedProgram,
+    recipe: Recipe,
+    ladder: tuple[RungResult, ...],
+    folder: Path,
+) -> Repaired:
+    torch.export.save(program, folder / PROGRAM)
+    ranges = (folder / RANGES).read_text(encoding="utf-8")
+    parts = "\n".join([_digest(program), codec.to_json(recipe), ranges])
+    return Repaired(recipe, ladder, hashlib.sha256(parts.encode()).hexdigest())
 
 
 def _rewritten(

@@ -61,6 +61,12 @@ def _moves(node: fx.Node) -> bool:
     return node.target in _MOVES
 
 
+def linear_layers(gm: fx.GraphModule, float_nodes: Collection[str]) -> frozenset[str]:
+    """Names of the linear layers with constant weights that do not stay float."""
+    found = {layer.name for layer in graph.layers(gm) if layer.node.target in graph.LINEARS}
+    return frozenset(found - float_closure(gm, float_nodes))
+
+
 def dynamic_layers(gm: fx.GraphModule, float_nodes: Collection[str]) -> frozenset[str]:
     """The layers that dynamic INT8 quantizes: linear ones with constant weights.
 
@@ -70,11 +76,10 @@ def dynamic_layers(gm: fx.GraphModule, float_nodes: Collection[str]) -> frozense
     Raises:
         ExportFailed: there is none.
     """
-    kept = float_closure(gm, float_nodes)
-    found = {layer.name for layer in graph.layers(gm) if layer.node.target in graph.LINEARS} - kept
+    found = linear_layers(gm, float_nodes)
     if not found:
         raise ExportFailed(
             "The model has no linear layer that dynamic INT8 could quantize.",
             remedy="Use a static recipe, which quantizes convolutions as well.",
         )
-    return frozenset(found)
+    return found

@@ -141,6 +141,38 @@ def simulate(
         return run_samples(gm, samples, rounded)
 
 
+def simulate_dynamic(
+    gm: fx.GraphModule, samples: Sequence[tuple[torch.Tensor, ...]], layers: Collection[str]
+) -> list[Values]:
+    """As :func:`simulate`, for linear layers whose inputs are rounded as they arrive.
+
+    Each input has one affine grid between its own extremes, as ONNX Runtime and TorchScript make
+    it. ExecuTorch and TFLite make one for each row, which is never coarser.
+    """
+    others = {layer.name for layer in graph.layers(gm)} - set(layers)
+    inputs: dict[str, Values] = {}
+
+    def before(node: fx.Node, get: Callable[[fx.Node], Values]) -> None:
+        if node.name in layers:
+            inputs[node.name] = [_rounded_as_it_is(value) for value in get(node.args[0])]  # type: ignore[arg-type]
+
+    def quantized(node: fx.Node, values: Values) -> Values:
+        rounded = inputs.pop(node.name, None)
+        if rounded is None:
+            return values
+        rest = fx.node.map_arg(node.args[1:], lambda n: graph.attribute(gm, str(n.target)))
+        assert callable(node.target)
+        return [node.target(value, *rest) for value in rounded]
+
+    with rounded_weights(gm, others):
+        return run_samples(gm, samples, quantized, before)
+
+
+def _rounded_as_it_is(value: torch.Tensor) -> torch.Tensor:
+    low, high = (float(end) for end in torch.aminmax(value))
+    return activation_grid(min(low, 0.0), max(high, 0.0)).round(value)
+
+
 def run_samples(
     gm: fx.GraphModule,
     samples: Sequence[tuple[torch.Tensor, ...]],

@@ -169,14 +169,15 @@ class Planner:
             }
             after = ""
             repair = None
-            if recipe.scheme == "static":
+            if recipe.scheme in ("static", "dynamic"):
+                static = recipe.scheme == "static"
                 repair, job = self._repair(wanted, base, common, program, sets, metric)
                 after = f"repair {recipe.name}" + (f" {recipe.variant}" if recipe.variant else "")
                 parts.append(repair.name)
                 inputs = {
                     "program": str(repair / "program.pt2"),
-                    "ranges": str(repair / "ranges.json"),
-                    "calibration": sets["calibration"].path,
+                    "ranges": str(repair / "ranges.json") if static else "",
+                    "calibration": sets["calibration"].path if static else "",
                     "repaired": str(repair),
                     # What the artifact depends on beside the repaired program itself.
                     "same": codec.to_json(
@@ -247,7 +248,7 @@ class Planner:
         metric: str,
     ) -> tuple[Path, Job]:
         """The folder of a repaired program, and the job that fills it."""
-        recipe, calibration = wanted.recipe, sets["calibration"]
+        recipe, calibration = wanted.recipe, sets.get("calibration")
         settings = {
             "recipe": codec.to_jsonable(recipe),
             "rungs": list(self._project.quantize.rungs),
@@ -257,16 +258,23 @@ class Planner:
             "replay": wanted.replay,
         }
         train = sets.get("train")
-        judged_on = [calibration.id, sets["choose"].id, train.id if train else "", metric]
+        calibrated_on = calibration.id if calibration else ""
+        judged_on = [calibrated_on, sets["choose"].id, train.id if train else "", metric]
         # Whatever the budget and the allowed rungs are: rungs that were climbed are used again.
-        foot = [recipe.activations, recipe.ranges, recipe.rewrites, recipe.float_nodes]
+        foot = [
+            recipe.scheme,
+            recipe.activations,
+            recipe.ranges,
+            recipe.rewrites,
+            recipe.float_nodes,
+        ]
         saved = self._workspace.step("ladder", *base, *judged_on, *foot, wanted.float_ops)
-        parts = [*base, calibration.id, recipe.rewrites]
+        parts = [*base, calibrated_on, recipe.rewrites]
         calibrated = self._workspace.step("calibrate", *parts)
         step = self._workspace.step("repair", *base, *judged_on, settings)
         payload = {
             "program": str(program),
-            "calibration": calibration.path,
+            "calibration": calibration.path if calibration else "",
             "choose": common["choose"],
             "train": train.path if train else "",
             "settings": settings,

@@ -30,7 +30,7 @@ from edgekit.pipeline.step_results import (
 )
 from edgekit.pipeline.workspace import Workspace, load_result, unchanged
 from edgekit.progress import Progress, Quiet
-from edgekit.quantize.recipes import MIN_INT8_MAC_SHARE, RECIPES
+from edgekit.quantize.recipes import RECIPES
 from edgekit.types import CandidateFailure, Inspection, RungResult
 
 T = TypeVar("T")
@@ -214,7 +214,7 @@ def _collect(
             failed.append(_failure(candidate, "export", error))
             continue
         export = _finished(ExportResult, candidate.export)
-        broken = _broken_promise(candidate, export.inspection)
+        broken = _broken_promise(candidate, export)
         if broken is not None:
             failed.append(broken)
             continue
@@ -241,11 +241,11 @@ def _ladder(candidate: Candidate) -> tuple[RungResult, ...]:
     return () if candidate.repair is None else _finished(RepairResult, candidate.repair).ladder
 
 
-def _broken_promise(candidate: Candidate, found: Inspection) -> CandidateFailure | None:
-    promised = MIN_INT8_MAC_SHARE.get(candidate.recipe.name)
+def _broken_promise(candidate: Candidate, export: ExportResult) -> CandidateFailure | None:
+    promised = export.promised_share
     if promised is None:
         return None
-    message = _why_broken(candidate.recipe.name, found, promised)
+    message = _why_broken(candidate.recipe.name, export.inspection, promised)
     if not message:
         return None
     return CandidateFailure(

@@ -74,10 +74,14 @@ class RepairResult:
 
 @dataclass(frozen=True)
 class ExportResult:
-    """One artifact."""
+    """One artifact.
+
+    ``promised_share`` is what its recipe promises to hold in int8 of this program's
+    multiply-accumulates; None without a promise.
+    """
 
     recipe: Recipe
-
+    promised_share: float | None
     tool_versions: dict[str, str]
     inspection: Inspection
     sha256: str

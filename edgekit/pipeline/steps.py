@@ -164,7 +164,7 @@ def repair(payload: dict[str, Any]) -> None:
     with making(Path(payload["step"]), results) as folder:
         repaired = repair_program(
             Path(payload["program"]),
-            open_samples(Path(payload["calibration"])),
+            open_samples(Path(payload["calibration"])) if payload["calibration"] else None,
             open_samples(Path(payload["choose"])),
             codec.from_json(RepairSettings, payload["settings"], where="settings"),
             calibrated,
@@ -202,9 +202,13 @@ def export(payload: dict[str, Any]) -> None:
 
 
 def _export(payload: dict[str, Any], recipe: Recipe, step: Path) -> ExportResult:
-    from edgekit.quantize.base import ExportRequest
+    import torch
+
+    from edgekit.quantize.base import ExportRequest, example_inputs
     from edgekit.quantize.base import export as make
     from edgekit.quantize.inspect import inspect_file
+    from edgekit.quantize.prepare import as_module
+    from edgekit.quantize.promise import promised_share
 
     results: list[Any] = []
     with making(step, results) as folder:
@@ -218,8 +222,10 @@ def _export(payload: dict[str, Any], recipe: Recipe, step: Path) -> ExportResult
             calibration=Path(payload["calibration"]) if payload["calibration"] else None,
         )
         versions = make(request)
+        gm = as_module(torch.export.load(request.program))
         result = ExportResult(
             recipe=recipe,
+            promised_share=promised_share(gm, example_inputs(request.inputs), recipe),
             tool_versions=versions,
             inspection=inspect_file(request.out),
             sha256=sha256_file(request.out),

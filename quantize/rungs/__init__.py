@@ -23,12 +23,14 @@ class Rung:
     ``stage`` orders the application: rungs are climbed cheapest first, but biases are corrected
     after the weights that shift them were rounded. ``only_if_needed`` marks rungs that take minutes
     here or time on the device; they are climbed only where the budget is not kept without them.
+    ``dynamic`` marks those that make sense where activations have no range of their own.
     """
 
     name: str
     entry: str
     stage: int
     only_if_needed: bool = False
+    dynamic: bool = False
 
     def apply(self, work: Work) -> str:
         """Change ``work`` in place; returns a note, empty where nothing was changed."""
@@ -42,11 +44,11 @@ _HERE = "edgekit.quantize.rungs"
 RUNGS: dict[str, Rung] = {
     rung.name: rung
     for rung in (
-        Rung("bias_correction", f"{_HERE}.bias_correction:apply", stage=40),
-        Rung("hessian_rounding", f"{_HERE}.hessian_rounding:apply", stage=30),
+        Rung("bias_correction", f"{_HERE}.bias_correction:apply", stage=40, dynamic=True),
+        Rung("hessian_rounding", f"{_HERE}.hessian_rounding:apply", stage=30, dynamic=True),
         Rung("ranges", f"{_HERE}.ranges:apply", stage=10),
         Rung("adaptive_rounding", f"{_HERE}.adaptive_rounding:apply", 31, only_if_needed=True),
-        Rung("float_layers", f"{_HERE}.float_layers:apply", stage=45, only_if_needed=True),
+        Rung("float_layers", f"{_HERE}.float_layers:apply", 45, only_if_needed=True, dynamic=True),
         Rung(
             "quantization_aware_training",
             f"{_HERE}.quantization_aware_training:apply",

@@ -14,9 +14,16 @@ from torch import fx
 from edgekit import quality
 from edgekit.data import SampleSet
 from edgekit.quantize import graph
+from edgekit.quantize.float_nodes import linear_layers
 from edgekit.quantize.prepare import flatten
 from edgekit.quantize.ranges import Range
-from edgekit.quantize.simulate import Grid, activation_grids, simulate
+from edgekit.quantize.simulate import (
+    Grid,
+    Values,
+    activation_grids,
+    simulate,
+    simulate_dynamic,
+)
 from edgekit.types import Metric, RangeKind
 
 #: Samples that are simulated at once.
@@ -50,8 +57,9 @@ class Work:
     in use; ``float_nodes`` are nodes that no runtime may quantize. ``calibration`` gives so many
     samples spread over the set, ``training`` are the user's training samples, if there are any;
     ``judge`` measures; ``max_drop`` is the budget. ``notes`` is a folder for what is worth keeping
-    between runs, whatever their budget. ``added_ns`` is what float layers cost one inference on
-    this host.
+    between runs, whatever their budget. With ``dynamic``, only linear layers are quantized, and the
+    grids of their inputs are made at run time. ``added_ns`` is what float layers cost one inference
+    on this host.
     """
 
     reference: fx.GraphModule
@@ -64,13 +72,16 @@ class Work:
     judge: Judge
     max_drop: float
     notes: Path
+    dynamic: bool = False
     training: list[Sample] | None = None
     added_ns: int = 0
     on_layer: Callable[[], None] = field(default=lambda: None)
 
     @property
     def grids(self) -> dict[str, Grid]:
-        """The activation grids in force, by node name."""
+        """The activation grids in force, by node name; none where they are made at run time."""
+        if self.dynamic:
+            return {}
         return activation_grids(
             self.reference,
             self.ranges,
@@ -78,6 +89,21 @@ class Work:
             dtype=self.dtype,
             float_nodes=self.float_nodes,
         )
+
+    @property
+    def float_layers(self) -> frozenset[str]:
+        """Names of nodes that are not rounded, among them all layers whose weights are not."""
+        if not self.dynamic:
+            return self.float_nodes
+        every = {layer.name for layer in graph.layers(self.reference)}
+        return self.float_nodes | (every - linear_layers(self.reference, self.float_nodes))
+
+    def simulate(self, samples: list[Sample]) -> list[Values]:
+        """The outputs of the quantized program, a flat list per sample."""
+        if self.dynamic:
+            quantized = linear_layers(self.reference, self.float_nodes)
+            return simulate_dynamic(self.program, samples, quantized)
+        return simulate(self.program, samples, self.grids, self.float_nodes)
 
     def constants(self) -> dict[str, torch.Tensor]:
         """The weights and biases of all layers, by name."""
@@ -107,9 +133,9 @@ class SimulatedJudge:
 
     def __call__(self, work: Work, limit: int = MAX_JUDGED) -> Quality:
         positions = spread(len(self._kept), limit)
-        grids, given = work.grids, []
+        given: list[Values] = []
         for chunk in self._chunks([self._kept[i] for i in positions]):
-            given += simulate(work.program, chunk, grids, work.float_nodes)
+            given += work.simulate(chunk)
         outputs = _stacks(given)
         wanted = [stack[positions] for stack in self._float]
         labels = None if self._labels is None else self._labels[positions]

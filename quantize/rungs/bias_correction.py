@@ -29,7 +29,7 @@ def apply(work: Work) -> str:
         work.reference,
         work.calibration(SAMPLES),
         work.grids,
-        float_nodes=work.float_nodes,
+        float_nodes=work.float_layers,
         on_layer=work.on_layer,
     )
     return f"biases of {count} layers" if count else ""

@@ -29,7 +29,7 @@ _TIMED_RUNS = 5
 
 def apply(work: Work) -> str:
     """Extend ``work.float_nodes`` until the budget is kept, or nothing helps any more."""
-    layers = [x for x in graph.layers(work.reference) if x.name not in work.float_nodes]
+    layers = [x for x in graph.layers(work.reference) if x.name not in work.float_layers]
     if not layers:
         return ""
     gains = _gains(work, layers)
@@ -94,7 +94,7 @@ def _gains(work: Work, layers: list[Layer]) -> dict[str, float]:
 
 def _state(work: Work) -> str:
     """A hash over everything that the gains depend on."""
-    settings = [work.kind, work.dtype, sorted(work.float_nodes)]
+    settings = [work.kind, work.dtype, work.dynamic, sorted(work.float_nodes)]
     digest = hashlib.sha256(json.dumps(settings).encode())
     for name, value in sorted(work.constants().items()):
         digest.update(name.encode() + value.contiguous().numpy().tobytes())

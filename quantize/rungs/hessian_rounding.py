@@ -31,7 +31,7 @@ def apply(work: Work) -> str:
     """Change the weights of ``work.program``."""
     samples = work.calibration(SAMPLES)
     count = round_weights(
-        work.program, samples, float_nodes=work.float_nodes, on_layer=work.on_layer
+        work.program, samples, float_nodes=work.float_layers, on_layer=work.on_layer
     )
     return f"weights of {count} layers" if count else ""
 

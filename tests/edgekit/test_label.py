@@ -8,13 +8,15 @@ import pytest
 
 from edgekit.pipeline.plan import Candidate
 from edgekit.pipeline.quantizing import _broken_promise
-from edgekit.quantize.recipes import RECIPES
+from edgekit.pipeline.step_results import ExportResult
+from edgekit.quantize.recipes import MIN_INT8_MAC_SHARE, RECIPES
 from edgekit.types import Inspection
 
 
 def _message(found: Inspection, recipe: str = "static_wi8_ai8") -> str:
     candidate = Candidate("net", "onnx", RECIPES[recipe], None, Path("export"), Path("evaluate"))
-    broken = _broken_promise(candidate, found)
+    share = MIN_INT8_MAC_SHARE.get(recipe)
+    broken = _broken_promise(candidate, ExportResult(RECIPES[recipe], share, {}, found, "", 0))
     return broken.message if broken else ""
 
 
