@@ -10,9 +10,10 @@ from collections.abc import Generator
 
 import pytest
 
+from tests.fixtures.main_job import job
 from tests.fixtures.virtual import bookworm_device, machine, trixie_device
 
-__all__ = ["bookworm_device", "machine", "trixie_device"]
+__all__ = ["bookworm_device", "job", "machine", "trixie_device"]
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 

@@ -6,132 +6,23 @@ shorter than the example's own (see ``QUICK``), so no latency is judged here.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import html
-import json
 import os
 import re
-import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from edgekit import results
-from edgekit.bundle import Bundle
-from edgekit.types import EvalResult, Manifest, ProbeResult
+from tests.fixtures.main_job import MODEL, QUICK, RUNTIMES, Job, artifact
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "efficientnet_lite0"
-MODEL = "efficientnet_lite0"
-RUNTIMES = ("executorch", "tflite", "torchscript", "onnx")
-QUICK = ("--threads", "1,2", "--processes", "2", "--budget-s", "0.2")
 # The first user of the fixture waits for all of it.
 pytestmark = pytest.mark.timeout(1800)
 
 
-@dataclass(frozen=True)
-class Done:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-    seconds: float
-
-    @property
-    def document(self) -> Any:
-        """stdout, which must be exactly one JSON document."""
-        return json.loads(self.out)
-
-
-@dataclass(frozen=True)
-class Job:
-    """The example's folder, with a home and a device of its own, and its first run."""
-
-    folder: Path
-    first: Done
-
-    @property
-    def device(self) -> Path:
-        return self.folder.parent / "device"
-
-    @functools.cached_property
-    def manifest(self) -> Manifest:
-        with Bundle.open(self.folder / "bundle", verify=True) as bundle:
-            return bundle.manifest
-
-    @functools.cached_property
-    def deploy(self) -> Any:
-        (deploy,) = self.first.document["deploys"]
-        return deploy
-
-    @property
-    def chosen(self) -> Any:
-        return self.deploy["selection"]["candidates"][self.deploy["selection"]["chosen"]]
-
-    @functools.cached_property
-    def probes(self) -> Mapping[tuple[str, int], ProbeResult]:
-        """By artifact id and threads."""
-        found = results.load(Path(self.deploy["run"])).probes
-        return {(probe.request.artifact_id, probe.request.threads): probe for probe in found}
-
-    def on_report_set(self, artifact_id: str) -> EvalResult:
-        (report,) = (e for e in self.manifest.evals if e.role == "report")
-        return next(r for r in report.results if r.artifact_id == artifact_id)
-
-    def edgekit(self, *arguments: object) -> Done:
-        return edgekit(self.folder, *arguments)
-
-
-def edgekit(folder: Path, *arguments: object) -> Done:
-    """The installed command, with a home folder where nothing is yet."""
-    home = folder.parent / "home"
-    home.mkdir(exist_ok=True)
-    env = {key: value for key, value in os.environ.items() if not key.startswith("XDG_")}
-    started = time.monotonic()
-    done = subprocess.run(
-        [Path(sys.executable).with_name("edgekit"), *map(str, arguments)],
-        cwd=folder,
-        env=env | {"HOME": str(home)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=1500,
-    )
-    return Done(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
-
-
-@pytest.fixture(scope="session")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    folder = tmp_path_factory.mktemp("main-job") / "example"
-    made_here = shutil.ignore_patterns(".edgekit", "bundle", "runs", "__pycache__")
-    shutil.copytree(EXAMPLE, folder, ignore=made_here)
-    # Leaves alone what was copied and is whole.
-    photos = subprocess.run(
-        [sys.executable, "photos.py"], cwd=folder, capture_output=True, text=True, timeout=600
-    )
-    assert photos.returncode == 0, photos.stderr
-    if not (folder / "photos" / "test").is_dir():
-        pytest.skip(f"no test photos: {photos.stderr}")
-    settings = folder / "edgekit.toml"
-    assert settings.read_text().rstrip().endswith('transport = "local"')
-    with settings.open("a") as file:
-        file.write(f'workdir = "{folder.parent / "device"}"\n')
-    return Job(folder, edgekit(folder, "run", "--json", *QUICK))
-
-
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def artifact(runtime: str, recipe: str) -> str:
-    return f"{MODEL}-{runtime}-{recipe}"
 
 
 def test_it_ends_well(job: Job) -> None:
