@@ -245,6 +245,7 @@ class Exchange:
             said = bytes(self._buffer) + self._channel.recv_stderr(1 << 16)
         except Exception:
             said = bytes(self._buffer)
+        self._channel.status_event.wait(CLOSE_S)  # may arrive after the last words
         if not said and self._channel.exit_status == -1:
             return self._lost("it ended in the middle")
         last = said.decode("utf-8", "replace").strip().splitlines()[-1:] or ["no output"]

@@ -18,9 +18,8 @@ def outcome(folder: Path, source: str, *, ci: str) -> tuple[int, str]:
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = platform_specific: x\n")
     (folder / "test_it.py").write_text(f"import pytest\n\n{source}\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)]
-    done = subprocess.run(
-        command, env={**os.environ, "CI": ci}, cwd=folder, capture_output=True, text=True
-    )
+    env = {**os.environ, "CI": ci, "PYTHONPATH": str(CONFTEST.parents[1])}
+    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True)
     return done.returncode, done.stdout
 
 
