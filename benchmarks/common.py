@@ -6,6 +6,8 @@ import argparse
 import json
 import os
 import platform
+import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -51,6 +53,31 @@ class Report:
     notes: Sequence[str] = ()
     conditions: Mapping[str, str] = field(default_factory=dict)
     samples: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+def run_to_end(
+    command: Sequence[str], *, timeout_s: float, env: Mapping[str, str] | None = None
+) -> None:
+    """Run a command whose time is taken, without input; what it prints to stdout is dropped.
+
+    subprocess's own time limit is no good for that: with one it looks only every 50 ms whether a
+    process has ended.
+
+    Raises:
+        subprocess.CalledProcessError: it failed, or took longer and was killed.
+    """
+    process = subprocess.Popen(
+        command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
+    timer = threading.Timer(timeout_s, process.kill)
+    timer.start()
+    try:
+        code = process.wait()
+    finally:
+        timer.cancel()
+        process.kill()
+    if code:
+        raise subprocess.CalledProcessError(code, list(command))
 
 
 def argument_parser(name: str, description: str) -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.common import Bar, Report, argument_parser, conditions, finish
+from benchmarks.common import Bar, Report, argument_parser, conditions, finish, run_to_end
 from edgekit import stats
 
 FRAMEWORKS = (
@@ -99,17 +99,10 @@ def measure(
         rng.shuffle(order)
         for name in order:
             started = time.perf_counter()
-            subprocess.run(
-                commands[name],
-                check=True,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=TIMEOUT_S,
-            )
+            run_to_end(commands[name], timeout_s=TIMEOUT_S, env=environment)
+            taken = time.perf_counter() - started
             if turn:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(taken)
     return seconds
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import sshd
-from benchmarks.common import Bar, Report, argument_parser, conditions, finish
+from benchmarks.common import Bar, Report, argument_parser, conditions, finish, run_to_end
 from edgekit.targets.ssh import SshTransport
 from edgekit.types import Target
 
@@ -68,10 +68,10 @@ def copies(server: sshd.Server, folder: Path) -> Mapping[str, Copy]:
     )
 
     def scp_put(source: Path, sink: Path) -> None:
-        subprocess.run([*scp, str(source), f"{there}{sink}"], check=True, timeout=TIMEOUT_S)
+        run_to_end([*scp, str(source), f"{there}{sink}"], timeout_s=TIMEOUT_S)
 
     def scp_get(source: Path, sink: Path) -> None:
-        subprocess.run([*scp, f"{there}{source}", str(sink)], check=True, timeout=TIMEOUT_S)
+        run_to_end([*scp, f"{there}{source}", str(sink)], timeout_s=TIMEOUT_S)
 
     def put(source: Path, sink: Path) -> None:
         transport = SshTransport(target)
