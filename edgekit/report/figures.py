@@ -117,7 +117,8 @@ def distribution_chart(found: Sequence[Point]) -> Figure:
             }
         )
     layout = frame("latency (ms)", "", height=_rows_height(found))
-    layout["xaxis"] |= _time_axis([x for t in traces for x in t.get("x", [])])
+    shown = ("lowerfence", "upperfence", "x")  # boxes have their ends, dots their place
+    layout["xaxis"] |= _time_axis([x for t in traces for name in shown for x in t.get(name, [])])
     layout["yaxis"] |= _row_axis(found)
     return {"data": traces, "layout": layout}
 

@@ -168,6 +168,16 @@ def test_the_distributions_come_from_the_raw_samples() -> None:
     assert len(diamonds) == 2 and diamonds[0] < 0 <= diamonds[1]
 
 
+def test_boxes_that_are_far_from_their_slowest_samples_are_shown() -> None:
+    bundle = manifest([artifact("tflite", "int8")])
+    raw = replace(probe(bundle.artifacts[0], ms=1), latency_ns=(tuple([10**6] * 99 + [10**7]),))
+    found = figures.points(select(bundle, [raw], BUDGET), bundle, [raw])
+    chart = figures.distribution_chart(found)
+    low, high = (10**end for end in chart["layout"]["xaxis"]["range"])
+    box, tail = chart["data"]
+    assert low < box["lowerfence"][0] and tail["x"][-1] < high
+
+
 def test_few_alike_latencies_get_a_linear_axis_from_zero() -> None:
     bundle = manifest([artifact("tflite", "int8"), artifact("onnx", "int8")])
     probes = [probe(bundle.artifacts[0], ms=4), probe(bundle.artifacts[1], ms=6)]
