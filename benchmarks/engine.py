@@ -76,7 +76,7 @@ class Engine:
 
     def kept(self) -> dict[str, int]:
         """Ranges, states of the ladder and sensitivities, by the time at which each was made."""
-        names = ("ranges.json", "sensitivities.json", "rungs-*/result.json")
+        names = ("ranges.json", "sensitivities.json", "rungs-*/*.json")
         found = [path for name in names for path in self.folder.glob(name)]
         return {str(path.relative_to(self.folder)): path.stat().st_mtime_ns for path in found}
 

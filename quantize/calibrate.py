@@ -1,8 +1,10 @@
 """One calibration for all runtimes: the range of every activation of the prepared program.
 
 Two passes over the calibration samples, one sample in memory at a time: the first finds minimum and
-maximum, the second fills a histogram between them, from which :mod:`edgekit.quantize.ranges` makes
-ranges of every kind.
+maximum of all values, the second fills a histogram between them, from which
+:mod:`edgekit.quantize.ranges` makes ranges of every kind. Where a sample has very many values of a
+tensor, the histogram counts some drawn at random: the share of a bin is known well enough from
+them, and counting them all takes longer than running the network.
 """
 
 from __future__ import annotations
@@ -18,23 +20,20 @@ from edgekit.quantize import graph
 from edgekit.quantize.ranges import Range, find_ranges
 
 BINS = 2048
+#: So many values of one tensor are counted for each sample.
+COUNTED = 2**16
 #: Larger magnitudes are masks, made of infinity or of the largest float32.
 _BOUND = float(torch.finfo(torch.float32).max) / 2
 
 Samples = Callable[[], Iterable[tuple[torch.Tensor, ...]]]
 
 
-def calibrate(
-    gm: fx.GraphModule,
-    samples: Samples,
-    on_sample: Callable[[], None] = lambda: None,
-) -> dict[str, Range]:
+def calibrate(gm: fx.GraphModule, samples: Samples) -> dict[str, Range]:
     """Ranges by node name, for every float tensor that the program computes.
 
     Args:
         gm: the prepared program.
         samples: called twice; gives the model's input tuples.
-        on_sample: called after each sample of either pass.
 
     Raises:
         DataError: no samples, or a tensor with NaN values. Infinite ones, of which masks are made,
@@ -45,13 +44,11 @@ def calibrate(
         for inputs in samples():
             extremes.run(*inputs)
             extremes.sample += 1
-            on_sample()
         if extremes.sample == 0:
             raise DataError("The calibration set is empty.", remedy="Pass real samples to --calib.")
         histograms = _Histograms(gm, extremes.low, extremes.high)
         for inputs in samples():
             histograms.run(*inputs)
-            on_sample()
     ranges = {}
     for name, low in extremes.low.items():
         high = extremes.high[name]
@@ -124,6 +121,7 @@ class _Histograms(_Observer):
         super().__init__(gm)
         self._low, self._high = low, high
         self._shared = {n.name for n in gm.graph.nodes if n.target in graph.SAME_VALUES}
+        self._drawn: dict[int, torch.Tensor] = {}
         self.counts = {name: torch.zeros(BINS) for name in low}
         self.zeros = dict.fromkeys(low, 0.0)
 
@@ -132,5 +130,16 @@ class _Histograms(_Observer):
             return
         low, high = self._low[name], self._high[name]
         if high > low:
-            self.counts[name] += torch.histc(value.float(), BINS, low, high)
-            self.zeros[name] += float((value == 0).sum())
+            some = self._some(value.flatten().float())
+            self.counts[name] += torch.histc(some, BINS, low, high)
+            self.zeros[name] += len(some) - int(some.count_nonzero())
+
+    def _some(self, values: torch.Tensor) -> torch.Tensor:
+        """All values, or those at places that are drawn once for each size."""
+        count = len(values)
+        if count <= COUNTED:
+            return values
+        if count not in self._drawn:
+            generator = torch.Generator().manual_seed(count)
+            self._drawn[count] = torch.randint(count, (COUNTED,), generator=generator)
+        return values[self._drawn[count]]

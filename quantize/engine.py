@@ -35,6 +35,7 @@ from edgekit.quantize.prepare import (
     prepare,
     re_export,
     run,
+    with_constants,
 )
 from edgekit.quantize.ranges import Range, load_ranges, save_ranges
 from edgekit.quantize.rungs import RUNGS
@@ -179,7 +180,6 @@ def repair_program(
     """
     recipe = settings.recipe
     dynamic = recipe.scheme == "dynamic"
-    example = next(samples(choose, 1))
     exported = _rewritten(program, recipe.rewrites, choose)
     reference = as_module(exported)
     ranges: dict[str, Range] = {}
@@ -229,7 +229,7 @@ def repair_program(
     made = replace(
         recipe, steps=steps, ranges=work.kind, float_nodes=tuple(sorted(work.float_nodes))
     )
-    return _saved(re_export(work.program, example), made, ladder, folder)
+    return _saved(with_constants(exported, work.constants()), made, ladder, folder)
 
 
 def _saved(

@@ -11,14 +11,14 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from edgekit import codec
 from edgekit.errors import ConfigError
-from edgekit.files import staged_dir
+from edgekit.files import staged_dir, write_atomic
 from edgekit.quantize import graph
 from edgekit.quantize.rungs import RUNGS, Rung, float_layers
 from edgekit.quantize.rungs.base import Quality, Work
@@ -37,23 +37,21 @@ FOOT = "calibration"
 
 _STATE = "state.pt"
 _RESULT = "result.json"
+_QUALITY = "quality.json"
 
 
 @dataclass(frozen=True)
 class _Saved:
-    """A state on the ladder, without its weights; ``notes`` are by rung."""
+    """A state on the ladder, without its weights; ``notes`` are by rung.
+
+    ``seconds`` are those of all its rungs, as far as they were not there.
+    """
 
     kind: RangeKind
     float_nodes: tuple[str, ...]
     added_ns: int
     notes: dict[str, str]
-    sqnr_db: float
-    drop: float
     seconds: float
-
-    @property
-    def quality(self) -> Quality:
-        return Quality(self.sqnr_db, self.drop)
 
 
 def climb(
@@ -76,23 +74,22 @@ def climb(
     """
     ladder = _Ladder(work, saved)
     on_rung(FOOT)
-    best = ladder.reach(())
-    results = [_result(FOOT, True, best)]
+    foot, best = ladder.reach(()), ladder.judge(())
+    results = [_result(FOOT, True, foot, best)]
     kept: tuple[Rung, ...] = ()
     for rung in rungs:
-        if _reached(best.quality, rung, work):
+        if _reached(best, rung, work):
             continue
         on_rung(rung.name)
         trial = _in_order((*kept, rung))
         alone = ladder.reach(trial[: trial.index(rung) + 1])
         if not alone.notes[rung.name]:
             # It changed nothing, so all that stands on it would only be done again.
-            same = replace(best, notes=alone.notes, seconds=alone.seconds)
-            results.append(_result(rung.name, False, same))
+            results.append(_result(rung.name, False, alone, best))
             continue
-        found = ladder.reach(trial)
-        helps = _better(found.quality, best.quality)
-        results.append(_result(rung.name, helps, found))
+        made, found = ladder.reach(trial), ladder.judge(trial)
+        helps = _better(found, best)
+        results.append(_result(rung.name, helps, made, found))
         if helps:
             kept, best = trial, found
     ladder.reach(kept)
@@ -133,15 +130,15 @@ def _in_order(rungs: Sequence[Rung]) -> tuple[Rung, ...]:
     return tuple(sorted(rungs, key=lambda rung: rung.stage))
 
 
-def _result(name: str, kept: bool, found: _Saved) -> RungResult:
+def _result(name: str, kept: bool, made: _Saved, quality: Quality) -> RungResult:
     return RungResult(
         rung=name,
         kept=kept,
-        sqnr_db=found.sqnr_db,
-        drop=found.drop,
-        seconds=round(found.seconds, 2),
-        added_ns=found.added_ns,
-        note=found.notes[name],
+        sqnr_db=quality.sqnr_db,
+        drop=quality.drop,
+        seconds=round(made.seconds, 2),
+        added_ns=made.added_ns,
+        note=made.notes[name],
     )
 
 
@@ -165,20 +162,26 @@ class _Ladder:
             notes = {FOOT: "fused patterns, per-channel weights"}
             self._stand_at_foot()
         work = self._work
-        quality = work.judge(work)
         made = _Saved(
             kind=work.kind,
             float_nodes=tuple(sorted(work.float_nodes)),
             added_ns=work.added_ns,
             notes=notes,
-            sqnr_db=quality.sqnr_db,
-            drop=quality.drop,
             seconds=time.monotonic() - started,
         )
         with staged_dir(self._path(rungs)) as folder:
             torch.save(work.constants(), folder / _STATE)
             (folder / _RESULT).write_text(codec.to_json(made), encoding="utf-8")
         return made
+
+    def judge(self, rungs: tuple[Rung, ...]) -> Quality:
+        """How good the state is that was reached last, by these rungs; judged once."""
+        path = self._path(rungs) / _QUALITY
+        if path.is_file():
+            return codec.from_json(Quality, path.read_bytes(), where=str(path))
+        quality = self._work.judge(self._work)
+        write_atomic(path, codec.to_json(quality))
+        return quality
 
     def _stand_at_foot(self) -> None:
         self._work.kind, self._work.float_nodes, constants = self._foot

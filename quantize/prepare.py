@@ -8,7 +8,7 @@ model computes; :func:`check_equal` proves it on real samples before anything el
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,6 +104,20 @@ def re_export(
         exported: torch.export.ExportedProgram = torch.export.export(gm, example_inputs)
     functional: torch.export.ExportedProgram = exported.run_decompositions({})
     return functional
+
+
+def with_constants(
+    exported: torch.export.ExportedProgram, constants: Mapping[str, torch.Tensor]
+) -> torch.export.ExportedProgram:
+    """The program with other weights or biases, by the names of its ``get_attr`` nodes.
+
+    ``exported`` itself is changed: exporting a large graph again takes seconds.
+    """
+    for name, value in constants.items():
+        held = exported.state_dict if name in exported.state_dict else exported.constants
+        is_parameter = isinstance(held[name], torch.nn.Parameter)
+        held[name] = torch.nn.Parameter(value, requires_grad=False) if is_parameter else value
+    return exported
 
 
 def run(

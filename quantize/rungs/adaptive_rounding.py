@@ -10,7 +10,7 @@ descent on a relaxation takes minutes. Means are left to the bias, which is set 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import fx
@@ -39,7 +39,6 @@ def apply(work: Work) -> str:
         work.calibration(SAMPLES),
         work.grids,
         float_nodes=work.float_nodes,
-        on_layer=work.on_layer,
     )
     return f"weights of {count} layers" if count else ""
 
@@ -51,7 +50,6 @@ def round_in_order(
     grids: dict[str, Grid],
     *,
     float_nodes: Collection[str] = (),
-    on_layer: Callable[[], None] = lambda: None,
 ) -> int:
     """Replace the weights of ``gm`` by roundings on the per-channel max/127 grid.
 
@@ -76,7 +74,6 @@ def round_in_order(
             inputs, wanted = run.quantized(source), run.float_result(node)
             if _round(layer, gm, reference, inputs, wanted, generator):
                 rounded.add(layer.weight)
-            on_layer()
         run.step(node)
     return len(rounded)
 

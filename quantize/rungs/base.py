@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -59,7 +60,7 @@ class Work:
     ``judge`` measures; ``max_drop`` is the budget. ``notes`` is a folder for what is worth keeping
     between runs, whatever their budget. With ``dynamic``, only linear layers are quantized, and the
     grids of their inputs are made at run time. ``added_ns`` is what float layers cost one inference
-    on this host.
+    on this host. ``channel_means`` are the reference's, once bias correction has needed them.
     """
 
     reference: fx.GraphModule
@@ -75,7 +76,7 @@ class Work:
     dynamic: bool = False
     training: list[Sample] | None = None
     added_ns: int = 0
-    on_layer: Callable[[], None] = field(default=lambda: None)
+    channel_means: dict[str, torch.Tensor] | None = None
 
     @property
     def grids(self) -> dict[str, Grid]:
@@ -120,16 +121,17 @@ class SimulatedJudge:
     """Judges by simulation; what the float program gives is computed once."""
 
     def __init__(self, reference: fx.GraphModule, choose: SampleSet, metric: Metric | None) -> None:
-        self._choose = choose
+        self._reference, self._choose, self._metric = reference, choose, metric
         self._kept = spread(choose.n, MAX_JUDGED)
+        self._labels = None if choose.labels is None else np.asarray(choose.labels)[self._kept]
+
+    @cached_property
+    def _float(self) -> list[np.ndarray]:
         chunks = [
-            [list(flatten(reference(*sample))) for sample in chunk]
+            [list(flatten(self._reference(*sample))) for sample in chunk]
             for chunk in self._chunks(self._kept)
         ]
-        self._float = _stacks([values for chunk in chunks for values in chunk])
-        labels = None if choose.labels is None else np.asarray(choose.labels)[self._kept]
-        self._labels = labels
-        self.metric: Metric = metric or quality.pick_metric(labels, self._float)
+        return _stacks([values for chunk in chunks for values in chunk])
 
     def __call__(self, work: Work, limit: int = MAX_JUDGED) -> Quality:
         positions = spread(len(self._kept), limit)
@@ -139,13 +141,14 @@ class SimulatedJudge:
         outputs = _stacks(given)
         wanted = [stack[positions] for stack in self._float]
         labels = None if self._labels is None else self._labels[positions]
+        metric = self._metric or quality.pick_metric(self._labels, self._float)
         return Quality(
             sqnr_db=min(
                 quality.sqnr_db(a, b)
                 for a, b in zip(wanted, outputs, strict=True)
                 if a.dtype.kind == "f"
             ),
-            drop=quality.metric_drop(self.metric, wanted, outputs, labels),
+            drop=quality.metric_drop(metric, wanted, outputs, labels),
         )
 
     def _chunks(self, indices: Sequence[int]) -> Iterator[list[Sample]]:

@@ -9,7 +9,7 @@ is a change of *float* biases, so that it works unchanged in every runtime.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import fx
@@ -24,32 +24,49 @@ SAMPLES = 64
 
 def apply(work: Work) -> str:
     """Change the biases of ``work.program``."""
+    samples = work.calibration(SAMPLES)
+    if work.channel_means is None:
+        work.channel_means = channel_means(work.reference, samples)
     count = correct_biases(
         work.program,
-        work.reference,
-        work.calibration(SAMPLES),
+        work.channel_means,
+        samples,
         work.grids,
         float_nodes=work.float_layers,
-        on_layer=work.on_layer,
     )
     return f"biases of {count} layers" if count else ""
 
 
+def channel_means(
+    gm: fx.GraphModule, samples: Sequence[tuple[torch.Tensor, ...]]
+) -> dict[str, torch.Tensor]:
+    """The mean of each output channel of all layers with a bias, shape (channels,), by name."""
+    layers = {layer.name for layer in graph.layers(gm) if layer.bias is not None}
+    means = {}
+
+    def observe(node: fx.Node, values: Values) -> Values:
+        if node.name in layers:
+            means[node.name] = _channel_mean(node, values)
+        return values
+
+    run_samples(gm, samples, observe)
+    return means
+
+
 def correct_biases(
     gm: fx.GraphModule,
-    reference: fx.GraphModule,
+    means: Mapping[str, torch.Tensor],
     samples: Sequence[tuple[torch.Tensor, ...]],
     grids: Mapping[str, Grid],
     *,
     float_nodes: Collection[str] = (),
-    on_layer: Callable[[], None] = lambda: None,
 ) -> int:
-    """Correct the biases of ``gm`` in place, so that its means match those of ``reference``.
+    """Correct the biases of ``gm`` in place, so that its means are the given ones.
 
     Args:
         gm: the program that will be exported; its weights may be rounded already.
-        reference: the float program, the same graph.
-        samples: calibration inputs.
+        means: what :func:`channel_means` gives for the float program, the same graph.
+        samples: calibration inputs, the same.
         grids: activation grids by node name.
         float_nodes: layers of these names keep float weights.
 
@@ -57,15 +74,6 @@ def correct_biases(
         The number of layers that were corrected.
     """
     layers = {layer.node.name: layer for layer in graph.layers(gm) if layer.bias is not None}
-    means: dict[str, torch.Tensor] = {}
-
-    def observe(node: fx.Node, values: Values) -> Values:
-        if node.name in layers:
-            means[node.name] = _channel_mean(node, values)
-            on_layer()
-        return values
-
-    run_samples(reference, samples, observe)
 
     def correct(node: fx.Node, values: Values) -> Values:
         layer = layers.get(node.name)
@@ -74,7 +82,6 @@ def correct_biases(
             graph.set_attribute(gm, layer.bias, graph.attribute(gm, layer.bias) + shift)
             shaped = shift.view(_channel_shape(node, values[0]))
             values = [value + shaped for value in values]
-            on_layer()
         grid = grids.get(node.name)
         if grid is not None:
             values = [grid.round(value) for value in values]

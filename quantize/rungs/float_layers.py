@@ -87,7 +87,6 @@ def _gains(work: Work, layers: list[Layer]) -> dict[str, float]:
         undo = _make_float(work, layer)
         gains[layer.name] = work.judge(work, _SAMPLES).sqnr_db - all_int8
         undo()
-        work.on_layer()
     write_atomic(path, json.dumps({"of": state, "gains": gains}, sort_keys=True))
     return gains
 

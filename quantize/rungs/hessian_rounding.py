@@ -30,9 +30,7 @@ _MAX_SWEEPS = 300
 def apply(work: Work) -> str:
     """Change the weights of ``work.program``."""
     samples = work.calibration(SAMPLES)
-    count = round_weights(
-        work.program, samples, float_nodes=work.float_layers, on_layer=work.on_layer
-    )
+    count = round_weights(work.program, samples, float_nodes=work.float_layers)
     return f"weights of {count} layers" if count else ""
 
 
@@ -42,7 +40,6 @@ def round_weights(
     *,
     float_nodes: Collection[str] = (),
     seed: int = 0,
-    on_layer: Callable[[], None] = lambda: None,
 ) -> int:
     """Replace the weights of ``gm`` by rounded ones that sit on the per-channel max/127 grid.
 
@@ -72,7 +69,6 @@ def round_weights(
                 patches, _ = found
                 hessian = patches @ patches.mT / patches.shape[-1]
                 rounded[layer.weight] = descend(weight, hessian)
-            on_layer()
         return values
 
     run_samples(gm, samples, after, before)

@@ -182,7 +182,8 @@ def test_a_cut_leaves_whole_rungs_only(
     work.judge = cut  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         climb(work, rungs("bias_correction"), tmp_path)
-    assert len(list(tmp_path.glob("rungs-*"))) == 1, "the foot, and no half rung"
+    assert len(list(tmp_path.glob("rungs-*"))) == 2, "the rung is there"
+    assert len(list(tmp_path.glob("rungs-*/quality.json"))) == 1, "and has no judgement yet"
     fresh = make_work(exported, sets, tmp_path)
     _, resumed = climb(fresh, rungs("bias_correction"), tmp_path)
     _, clean = climb(make_work(exported, sets, tmp_path), rungs("bias_correction"), tmp_path / "x")

@@ -17,7 +17,7 @@ from edgekit.quantize.calibrate import calibrate
 from edgekit.quantize.patches import sample_patches
 from edgekit.quantize.prepare import as_module, export_program, prepare, run
 from edgekit.quantize.rungs.adaptive_rounding import round_in_order
-from edgekit.quantize.rungs.bias_correction import correct_biases
+from edgekit.quantize.rungs.bias_correction import channel_means, correct_biases
 from edgekit.quantize.rungs.hessian_rounding import descend, round_weights
 from edgekit.quantize.simulate import (
     activation_grid,
@@ -141,7 +141,7 @@ def test_rounding_in_order_makes_up_for_inputs_that_are_rounded_already(
         assert torch.allclose(round_weight(new, 0), new, atol=1e-7), "a converter rounds no more"
         assert ((new - old).abs() <= weight_scales(old, 0) * 1.001).all(), "up or down, no further"
     for gm in (nearest, guided):
-        correct_biases(gm, reference, samples, grids)
+        correct_biases(gm, channel_means(reference, samples), samples, grids)
     test = feed(24, 2)
     wanted = float_outputs(reference, test)
     found = [
@@ -214,7 +214,7 @@ def test_bias_correction_takes_the_mean_shift_away_and_leaves_the_weights(
     ranges = calibrate(reference, lambda: samples)
     grids = activation_grids(reference, ranges, "histogram")
     weights = {x.weight: graph.attribute(mended, x.weight).clone() for x in graph.layers(mended)}
-    assert correct_biases(mended, reference, samples, grids) == 4
+    assert correct_biases(mended, channel_means(reference, samples), samples, grids) == 4
     for layer in graph.layers(mended):
         assert torch.equal(graph.attribute(mended, layer.weight), weights[layer.weight])
 
@@ -262,7 +262,7 @@ def test_channel_means_are_kept_with_or_without_a_batch_dimension(
     reference, mended = as_module(program), as_module(program)
     grids = activation_grids(reference, calibrate(reference, lambda: samples), "minmax")
     round_weights(mended, samples)
-    correct_biases(mended, reference, samples, grids)
+    correct_biases(mended, channel_means(reference, samples), samples, grids)
     (found,) = graph.layers(mended)
     weight = graph.attribute(mended, found.weight)
     graph.set_attribute(mended, found.weight, round_weight(weight, found.channel_axis))
