@@ -11,6 +11,9 @@ EXTRAS := executorch,tflite,onnx,torchscript,torchvision,timm,demo,dev
 EXAMPLE := examples/efficientnet_lite0
 # For example: make test PYTEST='tests/edgekit -k bundle'
 PYTEST :=
+# So many test files at a time; some need 4 GB of memory. With 0, one after the other, as a debugger
+# wants it.
+WORKERS := 2
 
 .PHONY: help demo test photos lint format types pytest venv wheel system-packages clean
 
@@ -49,7 +52,8 @@ types: $(STAMP)
 	$(VENV)/bin/mypy
 
 pytest: $(STAMP)
-	PATH="$(BIN):$$PATH" $(VENV)/bin/python -m pytest $(PYTEST)
+	PATH="$(BIN):$$PATH" OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest \
+	    --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST)
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix-only .

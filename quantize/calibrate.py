@@ -21,7 +21,7 @@ from edgekit.quantize.ranges import Range, find_ranges
 
 BINS = 2048
 #: So many values of one tensor are counted for each sample.
-COUNTED = 2**16
+COUNTED = 2**14
 #: Larger magnitudes are masks, made of infinity or of the largest float32.
 _BOUND = float(torch.finfo(torch.float32).max) / 2
 

@@ -97,13 +97,15 @@ def as_module(exported: torch.export.ExportedProgram) -> fx.GraphModule:
 def re_export(
     gm: fx.GraphModule, example_inputs: tuple[torch.Tensor, ...]
 ) -> torch.export.ExportedProgram:
-    """Make an edited graph module an exported program again, with node names settled."""
+    """Make an edited graph module an exported program again, with node names settled.
+
+    What edits put in has to be functional, as everything else in the graph is by now.
+    """
     gm.graph.lint()
     gm.recompile()
     with torch.no_grad():
         exported: torch.export.ExportedProgram = torch.export.export(gm, example_inputs)
-    functional: torch.export.ExportedProgram = exported.run_decompositions({})
-    return functional
+    return exported
 
 
 def with_constants(
