@@ -35,6 +35,8 @@ from edgekit.quantize.simulate import activation_grid
 
 #: The engine of ARM devices; a file made for it also runs on x86 under the same engine.
 ENGINE = "qnnpack"
+#: QNNPACK adds only what has so many steps of the sum's grid in one of its own.
+_ADDED_STEPS = (2.0**-14, 2.0**8)
 #: What FX fuses must share one configuration.
 _LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Linear, nn.ReLU)
 
@@ -97,7 +99,8 @@ def quantize(gm: fx.GraphModule, request: ExportRequest) -> fx.GraphModule:
     """FX static INT8: per-channel weights, activations on the calibrated grids."""
     assert request.ranges is not None
     ranges, kind = load_ranges(request.ranges), request.recipe.ranges
-    rebuilt = to_modules(gm, float_closure(gm, request.recipe.float_nodes))
+    float_nodes = {*request.recipe.float_nodes, *_odd_additions(gm, ranges, kind)}
+    rebuilt = to_modules(gm, float_closure(gm, float_nodes))
     prepared = prepare_fx(rebuilt, _qconfig_mapping(), example_inputs(request.inputs))
     names = _names(gm, rebuilt, prepared)
     for node in prepared.graph.nodes:
@@ -115,6 +118,28 @@ def quantize(gm: fx.GraphModule, request: ExportRequest) -> fx.GraphModule:
             setattr(prepared, node.target, fixed)
     converted: fx.GraphModule = convert_fx(prepared)
     return converted
+
+
+def _odd_additions(gm: fx.GraphModule, ranges: Mapping[str, Range], kind: str) -> set[str]:
+    """Additions that the engine refuses when the file is made or loaded: they stay in float.
+
+    A branch that is multiplied by almost nothing, as ConvNeXt's are before training, makes some.
+    """
+
+    def scale(node: Any) -> float | None:
+        found = ranges.get(node.name) if isinstance(node, fx.Node) else None
+        return None if found is None else activation_grid(*found.of(kind)).scale
+
+    odd = set()
+    for node in gm.graph.nodes:
+        if node.op != "call_function" or node.target not in graph.ADDITIONS:
+            continue
+        sum_scale = scale(graph.fused_activation(node) or node)
+        scales = [scale(operand) for operand in node.args[:2]]
+        least, most = _ADDED_STEPS
+        if any(s and sum_scale and not least <= s / sum_scale < most for s in scales):
+            odd.add(node.name)
+    return odd
 
 
 def _names(

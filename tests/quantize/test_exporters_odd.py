@@ -40,6 +40,29 @@ def test_onnx_ranges_come_from_all_samples_whatever_the_names(tmp_path: Path) ->
     assert quality.sqnr_db(given.outputs[1], unchanged) > 40
 
 
+class Branch(nn.Module):
+    """A residual branch of almost nothing, as ConvNeXt has before it is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.branch = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        result: torch.Tensor = (x + 1e-6 * self.branch(x)).relu()
+        return result
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_branch_of_almost_nothing_is_added(runtime: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given = case(Branch().eval(), tmp_path, ["x"])
+    artifact = given.export(runtime, "static_wi8_ai8", tmp_path / "out")
+    (found,) = given.run(artifact, runtime, tmp_path)
+    assert quality.sqnr_db(given.outputs[0], found) > 30
+
+
 class Clamped(nn.Module):
     """ReLU6 and Hardtanh after an addition, where no layer can take them in."""
 
