@@ -45,6 +45,7 @@ class Engine:
     folder: Path
     calibration: SampleSet
     choose: SampleSet
+    train: SampleSet | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def repair(self, what: str, rungs: Sequence[str], max_drop: float) -> tuple[RungResult, ...]:
@@ -64,6 +65,7 @@ class Engine:
                 self.folder,
                 self.folder,
                 made,
+                train=self.train,
                 on_step=lambda name: print(f"{what}: {name} ...", file=sys.stderr, flush=True),
             )
         return repaired.ladder
@@ -96,13 +98,15 @@ def prepared(project: Path, folder: Path) -> Engine:
     started = time.monotonic()
     found = prepare_model(model.module, model.example_inputs, model.input_names, folder)
     seconds = time.monotonic() - started
-    calibration, choose = (
-        load_samples(
+
+    def load(path: str | None) -> SampleSet:
+        return load_samples(
             str(path), found.inputs, config.preprocess, base=config.root, cache=folder / "samples"
         )
-        for path in (config.data.calib, config.data.eval)
-    )
-    return Engine(folder, calibration, choose, {"preparation": seconds})
+
+    data = config.data
+    train = load(data.train) if data.train else None
+    return Engine(folder, load(data.calib), load(data.eval), train, {"preparation": seconds})
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -26,6 +26,7 @@ from benchmarks.faults.boards import NamespaceBoard
 from benchmarks.faults.bundles import Release, release
 from benchmarks.faults.crowd import Crowd, crowd
 from benchmarks.faults.cuts import KILLED, Bench, Cut
+from benchmarks.faults.kept import Kept
 from benchmarks.faults.machine import POWER_OFF, MachineBoard
 from edgekit.bundle import Bundle
 from edgekit.targets.runtimes import cache_dir
@@ -72,6 +73,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cuts", type=int, help=f"how many in all (default {CUTS})")
     parser.add_argument("--kinds", help=f"of {', '.join(KINDS)}; separated by commas")
     parser.add_argument("--deploys", type=int, help=f"how many at once (default {DEPLOYS})")
+    parser.add_argument("--work", type=Path, help="keep each cut there, to go on when broken off")
     parser.add_argument("--minutes", type=float, help="after which no cut is begun any more")
     options = parser.parse_args(arguments)
     if options.cuts is None:
@@ -101,21 +103,30 @@ def _cheap(
     kinds = [kind for kind in options.kinds if kind != POWER_OFF]
     if not kinds and not options.deploys:
         return [], None
+    count = options.cuts - _power_off_count(options) if kinds else 0
+    kept = Kept(options.work, kinds, count, options.deploys, options.seed)
+    if len(kept.cuts) >= count and (kept.crowd or not options.deploys):
+        return kept.cuts, kept.crowd
     board = NamespaceBoard(folder / "board")
     try:
         (folder / ".ssh" / "known_hosts").write_text(board.known_hosts_line)
-        count = options.cuts - _power_off_count(options)
-        cuts = campaign(Bench(board, made, mark), kinds, count, options) if kinds else []
-        gathered = crowd(board, made, mark, options.deploys) if options.deploys else None
+        if len(kept.cuts) < count:
+            campaign(Bench(board, made, mark), kinds, count, options, kept)
+        if options.deploys and kept.crowd is None:
+            kept.gathered(crowd(board, made, mark, options.deploys))
     finally:
         board.stop()
-    return cuts, gathered
+    return kept.cuts, kept.crowd
 
 
 def _power_offs(
     options: argparse.Namespace, folder: Path, packages: Path, made: list[Release], mark: str
 ) -> list[Cut]:
     """The cuts of an emulated machine, with the runtime that it needs."""
+    count = _power_off_count(options)
+    kept = Kept(options.work, POWER_OFF, count, options.seed)
+    if len(kept.cuts) >= count:
+        return kept.cuts
     board = MachineBoard(folder / "machine", packages)
     try:
         abi = board.abi
@@ -125,28 +136,28 @@ def _power_offs(
                 there.append(release(bundle, abi))
         # An emulated processor: each step takes many times as long.
         bench = Bench(board, there, mark, limit_s=600.0)
-        return campaign(bench, [POWER_OFF], _power_off_count(options), options)
+        campaign(bench, [POWER_OFF], count, options, kept)
     finally:
         board.stop()
+    return kept.cuts
 
 
 def campaign(
-    bench: Bench, kinds: Sequence[str], count: int, options: argparse.Namespace
-) -> list[Cut]:
-    """``count`` cuts, the kinds in turn, at moments drawn with the seed."""
-    rng = random.Random(options.seed)
+    bench: Bench, kinds: Sequence[str], count: int, options: argparse.Namespace, kept: Kept
+) -> None:
+    """``count`` cuts, the kinds in turn, at moments drawn with the seed and the number of the try;
+    after those that are kept already."""
     deadline = time.monotonic() + 60 * options.minutes
     bench.learn()
-    cuts: list[Cut] = []
-    tries = 0
-    while len(cuts) < count and tries < 3 * count and time.monotonic() < deadline:
-        kind = kinds[len(cuts) % len(kinds)]
-        cut = bench.cut(kind, rng, first=rng.random() < FIRST)
+    tries = kept.tries
+    while len(kept.cuts) < count and tries < 3 * count and time.monotonic() < deadline:
+        kind = kinds[len(kept.cuts) % len(kinds)]
         tries += 1
+        rng = random.Random(f"{options.seed} {tries}")
+        cut = bench.cut(kind, rng, first=rng.random() < FIRST)
         if cut is not None:
-            cuts.append(cut)
-            _tell(cut, len(cuts), count)
-    return cuts
+            kept.add(cut, tries)
+            _tell(cut, len(kept.cuts), count)
 
 
 def _tell(cut: Cut, number: int, count: int) -> None:

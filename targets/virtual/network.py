@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import json
+import random
 import socket
 import subprocess
 from pathlib import Path
@@ -16,6 +17,8 @@ from edgekit.targets.virtual.host import find
 _NETWORK = ipaddress.IPv4Network("198.18.0.0/15")
 _PAIR = 4  # addresses of a /30: network, host, device, broadcast
 _TRIES = 64
+_LEAST_PORT = 15000
+_OUTGOING = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def free_pair(name: str, home: Path) -> tuple[str, str]:
@@ -74,10 +77,33 @@ def make_link(link: str, address: str, pid: int) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A TCP port of 127.0.0.1 that nobody uses now.
+
+    Not one of those that the kernel gives to outgoing connections: a device that is switched off
+    wants its own again, and who waits for it there tries it all the time.
+
+    Raises:
+        DeviceError: none was found.
+    """
+    ports = range(_LEAST_PORT, _first_outgoing())
+    for port in random.SystemRandom().sample(ports, min(_TRIES, len(ports))):
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise DeviceError(
+        f"No TCP port between {ports.start} and {ports.stop} is free.",
+        remedy="sysctl net.ipv4.ip_local_port_range: outgoing connections may take too many.",
+    )
+
+
+def _first_outgoing() -> int:
+    try:
+        return int(_OUTGOING.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 32768
 
 
 def greets(host: str, port: int, timeout_s: float) -> bool:

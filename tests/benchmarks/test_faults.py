@@ -14,6 +14,7 @@ from benchmarks.faults import __main__ as faults
 from benchmarks.faults import inspector
 from benchmarks.faults.crowd import Crowd
 from benchmarks.faults.cuts import Cut
+from benchmarks.faults.kept import Kept
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="links and disks of one's own need root")
@@ -77,3 +78,15 @@ def test_the_inspector_sees_what_is_wrong(tmp_path: Path) -> None:
     assert [Path(path).name for path in found["false"]] == ["0" * 64]
     assert found["current"]["m"]["release"] is None and found["current"]["m"]["problems"]
     assert set(found["beside"]) == {"neighbour"}
+
+
+def test_a_campaign_goes_on_from_what_is_kept(tmp_path: Path) -> None:
+    kept = Kept(tmp_path, ["reset"], 3)
+    kept.add(Cut("reset", True, "put", 4, violations=["x"]), 2)
+    kept.gathered(Crowd(10, 9, 3, 1.0, ("9 of 10 ended well",)))
+    (file,) = tmp_path.iterdir()
+    with file.open("a") as half:
+        half.write('{"cut": {"kind": "res')
+    again = Kept(tmp_path, ["reset"], 3)
+    assert (again.cuts, again.tries, again.crowd) == (kept.cuts, 2, kept.crowd)
+    assert not Kept(tmp_path, ["reset"], 4).cuts, "another campaign"

@@ -1,0 +1,34 @@
+"""What edgekit projects about the digits need: the networks, and the sets as samples.
+
+Of the labels nothing is used: a rung has to bring the outputs closer to the float network's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from benchmarks.models.digits import example_inputs, large, samples, small
+
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["calib", "choose", "example_inputs", "large", "small", "train"]
+
+
+def calib() -> Iterator[np.ndarray]:
+    yield from _images("calib")
+
+
+def choose() -> Iterator[np.ndarray]:
+    yield from _images("choose")
+
+
+def train() -> Iterator[np.ndarray]:
+    """All digits that train but those that calibrate."""
+    yield from _images("train", len(samples("calib")[0]))
+
+
+def _images(role: str, start: int = 0) -> Iterator[np.ndarray]:
+    images, _ = samples(role)
+    yield from (image[None] for image in images[start:])
