@@ -94,6 +94,7 @@ def prepared(project: Path, folder: Path) -> Engine:
 
     config = ProjectConfig.load(project)
     torch.manual_seed(0)
+    folder.mkdir(parents=True, exist_ok=True)
     model = sources.load(_source(config))
     started = time.monotonic()
     found = prepare_model(model.module, model.example_inputs, model.input_names, folder)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from edgekit.targets.virtual import state
+from edgekit.targets.virtual import state, user_mode
+from edgekit.targets.virtual.host import emulator
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Read before any test points the cache elsewhere; no registry of images is asked.
@@ -111,6 +113,64 @@ def test_the_device_is_an_arm_system_without_keys(podman: Podman, toolchain: str
     assert "AUTHORIZED_KEY" in start
     refused = subprocess.run(["sh", "-c", start], capture_output=True, text=True, env={})
     assert refused.returncode == 2 and "Who may log in?" in refused.stderr
+
+
+#: What an engine gives a container: its own users, processes and network, /proc and /dev, and a
+#: handler for Arm programs.
+_CONTAINER = """\
+set -eu
+root=$1 emulator=$2
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+if [ -n "$emulator" ]; then
+    mount -t binfmt_misc binfmt_misc "$root/proc/sys/fs/binfmt_misc"
+    magic='\\x7fELF\\x02\\x01\\x01\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x02\\x00\\xb7\\x00'
+    printf '%s' ":aarch64:M::$magic::$emulator:F" >"$root/proc/sys/fs/binfmt_misc/register"
+fi
+ip link set lo up
+exec chroot "$root" /usr/local/sbin/device-start
+"""
+_UNSHARE = (
+    *("unshare", "--user", "--map-users=0,0,65536", "--map-groups=0,0,65536", "--mount"),
+    *("--net", "--pid", "--fork", "--kill-child"),
+)
+
+
+def test_the_device_lets_its_owner_in(podman: Podman, toolchain: str, tmp_path: Path) -> None:
+    build(podman, "device", ROOT, TOOLCHAIN=toolchain)
+    mounted = podman("image", "mount", "localhost/edgekit-device").strip()
+    root, key = tmp_path / "root", tmp_path / "key"
+    subprocess.run(["cp", "--archive", mounted, str(root)], check=True)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    handler = "" if user_mode.has_handler() else emulator()
+    console = tmp_path / "console"
+    with console.open("wb") as log:
+        container = subprocess.Popen(
+            [*_UNSHARE, "sh", "-c", _CONTAINER, "sh", str(root), handler],
+            stdout=log,
+            stderr=log,
+            env={"AUTHORIZED_KEY": key.with_suffix(".pub").read_text(), "PATH": os.environ["PATH"]},
+        )
+    ssh = [
+        *("nsenter", "--target", str(container.pid), "--net", "ssh", "-F", "none", "-i", str(key)),
+        *("-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=accept-new"),
+        *("-o", f"UserKnownHostsFile={tmp_path / 'known_hosts'}", "pi@127.0.0.1"),
+        "uname -m; id -un; python3 --version",
+    ]
+    try:
+        deadline = time.monotonic() + 120
+        while (said := subprocess.run(ssh, capture_output=True, text=True)).returncode:
+            assert container.poll() is None, console.read_text()
+            assert time.monotonic() < deadline, said.stderr + console.read_text()
+            time.sleep(0.5)
+    finally:
+        container.kill()
+        container.wait()
+    machine, user, python = said.stdout.splitlines()
+    assert (machine, user) == ("aarch64", "pi") and python.startswith("Python 3.11.")
+    known = ["ssh-keygen", "-l", "-f", str(tmp_path / "known_hosts")]
+    fingerprint = subprocess.run(known, capture_output=True, text=True).stdout.split()[1]
+    assert f"Host key: 256 {fingerprint} " in console.read_text(), "as `docker logs` shows it"
 
 
 def test_the_runners_are_built_for_both_machines(podman: Podman, toolchain: str) -> None:

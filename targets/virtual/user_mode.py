@@ -45,7 +45,7 @@ def launch(
         DeviceError: it could not be started.
     """
     require("unshare", "ssh-keygen", *(() if is_root() else ("newuidmap",)))
-    handler = "" if _has_handler() else emulator()
+    handler = "" if has_handler() else emulator()
     if not is_root():
         return _launch(device, board, tar, handler, None)
     try:
@@ -145,7 +145,7 @@ def tail(device: VirtualDevice, lines: int = 3) -> str:
     return "; ".join(line for line in text.splitlines()[-lines:] if line.strip())
 
 
-def _has_handler() -> bool:
+def has_handler() -> bool:
     """Whether Arm programs run here anyway, by a handler that needs no file in the device.
 
     A kernel that gives every user namespace its own handlers is given one.

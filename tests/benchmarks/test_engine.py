@@ -7,8 +7,12 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
-from benchmarks import engine, ladder
+from benchmarks import engine, equalisation, ladder
+from edgekit import quality
+from edgekit.quantize.prepare import as_module, export_program, prepare, run
 from tests.fixtures.tiny_project import make_project
 
 
@@ -44,3 +48,39 @@ def test_every_rung_of_the_ladder_is_told(
     assert ladder.main([str(project), "--quick", "--json"]) == 0
     rungs = [row["rung"] for row in json.loads(capsys.readouterr().out)["rows"]]
     assert rungs == ["calibration", "bias_correction", "hessian_rounding"]
+
+
+def test_equalisation_is_told_beside_none(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert equalisation.main([str(project), "--quick", "--json"]) == 0
+    none, half = json.loads(capsys.readouterr().out)["rows"]
+    assert none["streams"] == "0" and none["calibration"].endswith(" dB")
+    assert half["strength"] == "0.5"
+
+
+class Streams(nn.Module):
+    """Two streams: one through a ReLU, one with a residual sum; what SiLU reads is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, padding=1, groups=4)
+        self.c, self.d = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.b(self.a(x).relu())
+        y = y + self.c(y)
+        result: torch.Tensor = nn.functional.silu(self.d(y))
+        return result
+
+
+def test_streams_can_be_scaled_without_a_trace() -> None:
+    inputs = (torch.rand(1, 3, 16, 16),)
+    gm = as_module(prepare(export_program(Streams().eval(), inputs), inputs)[0])
+    wanted = run(gm, inputs)[0]
+    found = list(equalisation.streams(gm))
+    assert sorted((len(s.writers), len(s.readers)) for s in found) == [(1, 1), (2, 2)]
+    for stream in found:
+        equalisation._scale(gm, stream, torch.linspace(0.1, 10, 8))
+    given = run(gm, inputs)[0]
+    assert quality.sqnr_db(wanted.numpy(), given.numpy()) > 90
