@@ -87,6 +87,20 @@ def settle(model: nn.Module, images: torch.Tensor) -> nn.Module:
     return model.eval()
 
 
+def network(name: str) -> nn.Module:
+    """An architecture as torchvision makes it, with seeded weights of a trained network's size."""
+    import torch
+    from torch import nn
+    from torchvision import models
+
+    torch.manual_seed(SEED)
+    model: nn.Module = models.get_model(name, weights=None)
+    for key, parameter in model.named_parameters():
+        if key.endswith("layer_scale"):
+            nn.init.constant_(parameter, _LAYER_SCALE)
+    return model.eval()
+
+
 def _settled(name: str) -> nn.Module:
     model = _network(name)
     make = lambda: settle(_network(name), noise(_NOISE_IMAGES, 224))  # noqa: E731
@@ -95,19 +109,15 @@ def _settled(name: str) -> nn.Module:
 
 
 def _network(name: str) -> nn.Module:
+    if name != "vit_4_layers":
+        return network(name)
     import torch
     from torch import nn
     from torchvision import models
 
     torch.manual_seed(SEED)
-    if name == "vit_4_layers":
-        model: nn.Module = models.VisionTransformer(224, 16, 4, 3, 192, 768)
-        for module in model.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
-        return model
-    model = models.get_model(name, weights=None)
-    for key, parameter in model.named_parameters():
-        if key.endswith("layer_scale"):
-            nn.init.constant_(parameter, _LAYER_SCALE)
+    model: nn.Module = models.VisionTransformer(224, 16, 4, 3, 192, 768)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
     return model

@@ -71,6 +71,9 @@ def test_failures_have_their_cause() -> None:
     ]
     causes = [c.cause for c in coverage.cells("resnet18", given) if not c.ok]
     assert causes == ["agrees with eager to 89.0 dB only", "export: no kernel for erf"]
+    results[1]["outputs"][0]["sqnr_db"] = 0.1
+    (cell,) = [c for c in coverage.cells("resnet18", given) if c.sqnr_db == 0.1]
+    assert cell.precision == "int8" and not cell.ok, "what says nothing is no artifact"
     every = list(coverage.cells("resnet18", {"error": {"message": "took too long"}}))
     assert {cell.cause for cell in every} == {"took too long"}
 
