@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from edgekit.targets.virtual import state, user_mode
-from edgekit.targets.virtual.host import emulator
+from edgekit.targets.virtual.host import emulator, set_id_maps
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Read before any test points the cache elsewhere; no registry of images is asked.
@@ -130,10 +131,33 @@ fi
 ip link set lo up
 exec chroot "$root" /usr/local/sbin/device-start
 """
+#: The capabilities of root come with an exec after the users were set up.
 _UNSHARE = (
-    *("unshare", "--user", "--map-users=0,0,65536", "--map-groups=0,0,65536", "--mount"),
-    *("--net", "--pid", "--fork", "--kill-child"),
+    *("unshare", "--user", "--mount", "--net", "--pid", "--fork"),
+    *("sh", "-c", 'read -r go && exec "$@"', "sh", "sh", "-c", _CONTAINER, "sh"),
 )
+
+
+def start_container(root: Path, environment: Mapping[str, str], console: Path) -> int:
+    """Starts what is the container's command; returns its first process, which is to be killed."""
+    handler = "" if user_mode.has_handler() else emulator()
+    environment = {**environment, "PATH": os.environ["PATH"]}
+    with console.open("wb") as log:
+        outside = subprocess.Popen(
+            [*_UNSHARE, str(root), handler],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=environment,
+        )
+    children = Path(f"/proc/{outside.pid}/task/{outside.pid}/children")
+    while not (found := children.read_text().split()):
+        time.sleep(0.01)
+    set_id_maps(outside.pid)
+    assert outside.stdin is not None
+    outside.stdin.write(b"go\n")
+    outside.stdin.close()
+    return int(found[0])
 
 
 def test_the_device_lets_its_owner_in(podman: Podman, toolchain: str, tmp_path: Path) -> None:
@@ -142,17 +166,11 @@ def test_the_device_lets_its_owner_in(podman: Podman, toolchain: str, tmp_path: 
     root, key = tmp_path / "root", tmp_path / "key"
     subprocess.run(["cp", "--archive", mounted, str(root)], check=True)
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
-    handler = "" if user_mode.has_handler() else emulator()
     console = tmp_path / "console"
-    with console.open("wb") as log:
-        container = subprocess.Popen(
-            [*_UNSHARE, "sh", "-c", _CONTAINER, "sh", str(root), handler],
-            stdout=log,
-            stderr=log,
-            env={"AUTHORIZED_KEY": key.with_suffix(".pub").read_text(), "PATH": os.environ["PATH"]},
-        )
+    owner = {"AUTHORIZED_KEY": key.with_suffix(".pub").read_text()}
+    first = start_container(root, owner, console)
     ssh = [
-        *("nsenter", "--target", str(container.pid), "--net", "ssh", "-F", "none", "-i", str(key)),
+        *("nsenter", "--target", str(first), "--net", "ssh", "-F", "none", "-i", str(key)),
         *("-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=accept-new"),
         *("-o", f"UserKnownHostsFile={tmp_path / 'known_hosts'}", "pi@127.0.0.1"),
         "uname -m; id -un; python3 --version",
@@ -160,12 +178,10 @@ def test_the_device_lets_its_owner_in(podman: Podman, toolchain: str, tmp_path: 
     try:
         deadline = time.monotonic() + 120
         while (said := subprocess.run(ssh, capture_output=True, text=True)).returncode:
-            assert container.poll() is None, console.read_text()
             assert time.monotonic() < deadline, said.stderr + console.read_text()
             time.sleep(0.5)
     finally:
-        container.kill()
-        container.wait()
+        os.kill(first, signal.SIGKILL)
     machine, user, python = said.stdout.splitlines()
     assert (machine, user) == ("aarch64", "pi") and python.startswith("Python 3.11.")
     known = ["ssh-keygen", "-l", "-f", str(tmp_path / "known_hosts")]

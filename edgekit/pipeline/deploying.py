@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edgekit import results
 from edgekit.bundle import Bundle
-from edgekit.config import DeviceConfig, ProjectConfig
+from edgekit.config import DeviceConfig, ProbeConfig, ProjectConfig
 from edgekit.errors import EdgekitError, LinkLost, UsageError
 from edgekit.pipeline import pending
 from edgekit.pipeline.pending import Pending
@@ -140,10 +140,15 @@ def _deploy(
     progress: Progress,
 ) -> DeployOutcome:
     started = time.monotonic()
-    requests = _requests(bundle, config, artifacts)
     pushed: PushReport | None = None
     activation: Activation | None = None
     with connect(target, progress=progress) as device:
+        probe = config.probe
+        if device.facts().emulated:
+            probe = replace(probe, threads=(min(probe.threads),), processes=1)
+            progress.log(f"{target.name} is emulated: every artifact is run once there, to see it "
+                         "run and agree; its times would be no board's.")  # fmt: skip
+        requests = _requests(bundle, probe, artifacts)
         earlier = None if fresh else _find_run(config.runs, bundle, target, requests, device)
         if earlier is not None:
             progress.log(f"Measured before, in {earlier.path.name}; nothing has changed since.")
@@ -169,7 +174,7 @@ def _deploy(
     )
 
 
-def _requests(bundle: Bundle, config: DeviceConfig, artifacts: Sequence[str]) -> list[ProbeRequest]:
+def _requests(bundle: Bundle, probe: ProbeConfig, artifacts: Sequence[str]) -> list[ProbeRequest]:
     chosen = [bundle.artifact(name) for name in artifacts] or list(bundle.manifest.artifacts)
     if not chosen:
         raise UsageError("The bundle holds no artifact.", remedy="Make it again.")
@@ -178,11 +183,11 @@ def _requests(bundle: Bundle, config: DeviceConfig, artifacts: Sequence[str]) ->
             artifact_id=artifact.id,
             artifact_sha256=artifact.sha256,
             threads=threads,
-            processes=config.probe.processes,
-            budget_s=config.probe.budget_s,
+            processes=probe.processes,
+            budget_s=probe.budget_s,
         )
         for artifact in chosen
-        for threads in config.probe.threads
+        for threads in probe.threads
     ]
 
 

@@ -100,7 +100,7 @@ def test_an_architecture_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
     started = time.monotonic()
     found = coverage.measure("mobilenet_v3_small", tmp_path, 0, timeout_s=2.0)
     assert {cell.cause for cell in found.cells} == {"took more than 2 s"}
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 45, "it would have taken minutes"
     assert list(tmp_path.iterdir()) == [], "another run tries it again"
 
 

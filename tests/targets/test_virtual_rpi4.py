@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -58,10 +58,7 @@ def deployed(request: pytest.FixtureRequest, job: Job) -> Iterator[Callable[[str
             if system not in done:
                 virtual: VirtualDevice = request.getfixturevalue(f"{system}_device")
                 patch.setenv("XDG_CACHE_HOME", str(CACHE.parent))
-                # An emulated CPU among others' work needs more than a device's 300 s.
-                target = virtual.target()
-                target = replace(target, options={**target.options, "timeout_s": "1200"})
-                device = stack.enter_context(connect(target))
+                device = stack.enter_context(connect(virtual.target()))
                 done[system] = _deploy(device, bundle, ON[system])
             return done[system]
 
