@@ -190,10 +190,17 @@ def _checked(sample: Sample, inputs: Sequence[TensorSpec]) -> list[Array]:
 
 
 def _converted(array: Array, spec: TensorSpec, name: str) -> Array:
-    if array.shape not in (spec.shape, spec.shape[1:]):
+    one = spec.shape[1:] if spec.shape[:1] == (1,) else spec.shape
+    if array.shape not in (spec.shape, one):
+        remedy = "Resize or transpose it; a batch dimension of 1 may be left out."
+        if array.shape in (spec.shape[1:], (1, *spec.shape[1:])):
+            remedy = (
+                f"The model takes {spec.shape[0]} at once: give samples of so many each, or a "
+                f"model with a batch of 1 (--input 1x{'x'.join(map(str, spec.shape[1:]))})."
+            )
         raise DataError(
             f"{name}: has shape {array.shape}, but the input {spec.name!r} is {spec.shape}.",
-            remedy="Resize or transpose it; the batch dimension may be left out.",
+            remedy=remedy,
         )
     dtype = np.dtype(spec.dtype)
     kinds = {"f": "f", "i": "iu", "u": "iu", "b": "b"}

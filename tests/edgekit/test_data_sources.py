@@ -85,6 +85,18 @@ def test_wrong_npz_files(tmp_path: Path, arrays: dict[str, Any], message: str) -
     assert "a.npz" in e.value.message
 
 
+def test_samples_for_a_batch_are_batches(tmp_path: Path) -> None:
+    specs = (TensorSpec("x", (4, 3, 8, 8), "float32"),)
+    one = np.random.default_rng(0).random((4, 3, 8, 8))
+    for arrays in (one, one[:, None]):
+        np.savez(tmp_path / "a.npz", x=arrays)
+        with pytest.raises(DataError, match=r"is \(4, 3, 8, 8\)") as caught:
+            load("a.npz", tmp_path, inputs=specs)
+        assert "takes 4 at once" in caught.value.remedy and "1x3x8x8" in caught.value.remedy
+    np.savez(tmp_path / "a.npz", x=one[None])
+    assert load("a.npz", tmp_path, inputs=specs).inputs[0].shape == (1, 4, 3, 8, 8)
+
+
 def test_damaged_npz_files(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez_compressed(path, x=np.random.default_rng(0).random((4, 3, 8, 8)))
