@@ -34,6 +34,8 @@ from edgekit.types import Activation, Artifact, DeviceFacts, ProbeRequest, Probe
 
 #: A process that takes longer than this, beside its timed loop, hangs.
 TIMEOUT_S = 300.0
+#: What a board does in seconds takes an emulator minutes.
+EMULATED_TIMEOUT_S = 1800.0
 #: Longer than the agent takes to call the lock of a vanished owner stale.
 LOCK_WAIT_S = 150.0
 
@@ -118,6 +120,7 @@ class Device:
         self.profile = profile
         self._progress = progress
         self._abi: Abi | None = None
+        self._emulated = False
         self._runtimes: dict[str, runtimes.Runtime] = {}
 
     def __enter__(self) -> Device:
@@ -140,6 +143,7 @@ class Device:
         raw = self.channel.call("facts").object_of("facts")
         facts = parse_facts(raw)
         self._abi = device_abi(facts, raw.get("interpreter"))
+        self._emulated = facts.emulated
         return facts
 
     def abi(self) -> Abi:
@@ -369,7 +373,9 @@ class Device:
             runtimes=usable,
             unusable=unusable,
             gate=gate,
-            timeout_s=self._option("timeout_s", TIMEOUT_S),
+            timeout_s=self._option(
+                "timeout_s", EMULATED_TIMEOUT_S if self._emulated else TIMEOUT_S
+            ),
             wait_s=self._option("lock_wait_s", LOCK_WAIT_S),
         )
 

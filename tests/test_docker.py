@@ -126,7 +126,8 @@ mount --rbind /dev "$root/dev"
 if [ -n "$emulator" ]; then
     mount -t binfmt_misc binfmt_misc "$root/proc/sys/fs/binfmt_misc"
     magic='\\x7fELF\\x02\\x01\\x01\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x02\\x00\\xb7\\x00'
-    printf '%s' ":aarch64:M::$magic::$emulator:F" >"$root/proc/sys/fs/binfmt_misc/register"
+    mask='\\xff\\xff\\xff\\xff\\xff\\xff\\xff\\x00\\xff\\xff\\xff\\xff\\xff\\xff\\xff\\xff\\xfe\\xff\\xff\\xff'
+    printf '%s' ":aarch64:M::$magic:$mask:$emulator:F" >"$root/proc/sys/fs/binfmt_misc/register"
 fi
 ip link set lo up
 exec chroot "$root" /usr/local/sbin/device-start
@@ -178,6 +179,7 @@ def test_the_device_lets_its_owner_in(podman: Podman, toolchain: str, tmp_path: 
     try:
         deadline = time.monotonic() + 120
         while (said := subprocess.run(ssh, capture_output=True, text=True)).returncode:
+            assert Path(f"/proc/{first}").exists(), console.read_text()
             assert time.monotonic() < deadline, said.stderr + console.read_text()
             time.sleep(0.5)
     finally:

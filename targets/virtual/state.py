@@ -90,8 +90,6 @@ class VirtualDevice:
             "identity": str(self.identity),
             "known_hosts": str(self.known_hosts),
             "jump": "none",
-            # What a board does in a second takes an emulator the better part of a minute.
-            "timeout_s": "1800",
         }
         return Target(self.name, "ssh", address, profile=profile, options=options)
 
