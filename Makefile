@@ -53,7 +53,7 @@ types: $(STAMP)
 
 pytest: $(STAMP)
 	PATH="$(BIN):$$PATH" OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest \
-	    --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder $(PYTEST)
+	    --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder $(PYTEST)
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix-only .

@@ -205,8 +205,12 @@ def _cautions(selection: Selection, results: Sequence[ProbeResult]) -> list[str]
     """What a reader must know before trusting the verdict."""
     cautions = []
     if selection.chosen is not None and selection.candidates[selection.chosen].emulated:
-        cautions.append("Emulated: these are no latencies of the device.")
-    cautions += _uncertainty(selection)
+        cautions.append(
+            "Emulated: these are no latencies of the device; its instructions can be counted: "
+            "edgekit probe --count-instructions."
+        )
+    else:
+        cautions += _uncertainty(selection)
     samples = min((p.golden_n for p in results if p.status == "ok"), default=0)
     if samples and selection.budget.max_drop > 0 and samples < 1 / selection.budget.max_drop:
         cautions.append(

@@ -9,8 +9,10 @@ job) is made once: all files that use such things are one group, which begins fi
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
@@ -20,21 +22,36 @@ from tests.fixtures.virtual import bookworm_device, machine, trixie_device
 __all__ = ["bookworm_device", "job", "machine", "trixie_device"]
 
 #: Fixtures of the whole session that are shared between files.
-SHARED = {"bookworm_device", "job", "machine", "trixie_device"}
+SHARED = ("bookworm_device", "job: Job", "machine: VirtualDevice", "trixie_device")
 #: Also unpacks the packages of emulated devices.
-WITH_SHARED = {"test_docker.py", "test_faults.py"}
+WITH_SHARED = ("test_docker.py", "test_faults.py")
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 
 
+@functools.cache
+def _uses_shared(path: Path) -> bool:
+    text = path.read_text(encoding="utf-8")
+    return path.name in WITH_SHARED or any(name in text for name in SHARED)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the files, and tell pytest-xdist which belong together."""
-    first = {item.path for item in items if SHARED & set(getattr(item, "fixturenames", ()))}
-    first |= {item.path for item in items if item.path.name in WITH_SHARED}
-    items.sort(key=lambda item: item.path not in first)
-    for item in items:
-        group = "shared" if item.path in first else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    """The longest group begins first."""
+    items.sort(key=lambda item: not _uses_shared(item.path))
+
+
+# Not by pytest-xdist's own groups: they are read from marks in the name of a test, which pytest 9.2
+# does not let anybody change.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "shared" if _uses_shared(config.rootpath / file) else file
+
+    return ByFile(config, log)
 
 
 def _fail_instead(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -389,6 +389,9 @@ def _adopt_parts(root: Root, incoming: str) -> None:
                 shutil.copyfile(part, place)
             else:
                 os.rename(part, place)
+            # A commit takes a file's write permission before it moves it: a power cut between the
+            # two leaves a part that its own owner could not go on with.
+            os.chmod(place, 0o644)
     for folder in earlier:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -151,6 +151,18 @@ def test_what_has_the_size_but_not_the_content_is_sent_anew(
     assert _push(device, blob).sent_bytes == 3_000_000
 
 
+def test_a_power_cut_in_a_commit_leaves_a_part_that_can_be_written(
+    device: Device, half_sent: tuple[deploy.Blob, Path]
+) -> None:
+    """Its write permission was gone before it was moved into the store."""
+    blob, part = half_sent
+    part.write_bytes(bytes(part.stat().st_size))
+    part.chmod(0o444)
+    with locked(device) as held:
+        adopted = Path(held.incoming, blob.sha256)
+        assert adopted.stat().st_mode & 0o200, "root could write it anyway, pi could not"
+
+
 def test_an_old_writer_reaches_only_its_own_copy(
     device: Device, half_sent: tuple[deploy.Blob, Path]
 ) -> None:
