@@ -1,10 +1,8 @@
 """One calibration for all runtimes: the range of every activation of the prepared program.
 
 Two passes over the calibration samples, one sample in memory at a time: the first finds minimum and
-maximum of all values, the second fills a histogram between them, from which
-:mod:`edgekit.quantize.ranges` makes ranges of every kind. Where a sample has very many values of a
-tensor, the histogram counts some drawn at random: the share of a bin is known well enough from
-them, and counting them all takes longer than running the network.
+maximum, the second fills a histogram between them, from which :mod:`edgekit.quantize.ranges` makes
+ranges of every kind.
 """
 
 from __future__ import annotations
@@ -20,8 +18,6 @@ from edgekit.quantize import graph
 from edgekit.quantize.ranges import Range, find_ranges
 
 BINS = 2048
-#: So many values of one tensor are counted for each sample.
-COUNTED = 2**14
 #: Larger magnitudes are masks, made of infinity or of the largest float32.
 _BOUND = float(torch.finfo(torch.float32).max) / 2
 
@@ -121,7 +117,6 @@ class _Histograms(_Observer):
         super().__init__(gm)
         self._low, self._high = low, high
         self._shared = {n.name for n in gm.graph.nodes if n.target in graph.SAME_VALUES}
-        self._drawn: dict[int, torch.Tensor] = {}
         self.counts = {name: torch.zeros(BINS) for name in low}
         self.zeros = dict.fromkeys(low, 0.0)
 
@@ -130,16 +125,5 @@ class _Histograms(_Observer):
             return
         low, high = self._low[name], self._high[name]
         if high > low:
-            some = self._some(value.flatten().float())
-            self.counts[name] += torch.histc(some, BINS, low, high)
-            self.zeros[name] += len(some) - int(some.count_nonzero())
-
-    def _some(self, values: torch.Tensor) -> torch.Tensor:
-        """All values, or those at places that are drawn once for each size."""
-        count = len(values)
-        if count <= COUNTED:
-            return values
-        if count not in self._drawn:
-            generator = torch.Generator().manual_seed(count)
-            self._drawn[count] = torch.randint(count, (COUNTED,), generator=generator)
-        return values[self._drawn[count]]
+            self.counts[name] += torch.histc(value.float(), BINS, low, high)
+            self.zeros[name] += value.numel() - int(value.count_nonzero())
