@@ -120,7 +120,6 @@ def equalise(folder: Path, engine: Engine, strength: float) -> int:
 def streams(gm: fx.GraphModule) -> Iterator[Stream]:
     """Those whose channels can be scaled: all that writes and reads them is a layer, or does the
     same to a scaled channel as to the channel."""
-
     from edgekit.quantize import graph
     from edgekit.quantize.graph import ATEN
 

@@ -153,6 +153,7 @@ def start_container(root: Path, environment: Mapping[str, str], console: Path) -
         )
     children = Path(f"/proc/{outside.pid}/task/{outside.pid}/children")
     while not (found := children.read_text().split()):
+        assert outside.poll() is None, console.read_text()
         time.sleep(0.01)
     set_id_maps(outside.pid)
     assert outside.stdin is not None
