@@ -85,10 +85,9 @@ def free_port() -> int:
     """
     ports = range(_LEAST_PORT, _first_outgoing())
     for port in [*random.SystemRandom().sample(ports, min(_TRIES, len(ports))), 0]:
-        with socket.socket() as listener:
-            with contextlib.suppress(OSError):
-                listener.bind(("127.0.0.1", port))
-                return int(listener.getsockname()[1])
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return int(listener.getsockname()[1])
     raise DeviceError("No TCP port of this machine is free.")
 
 
