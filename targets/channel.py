@@ -187,7 +187,8 @@ class Channel:
         Args:
             what: the operation, for those who have to wait.
             progress: told when somebody else holds the lock.
-            wait_s: how long to wait for the lock.
+            wait_s: how long to wait for one and the same owner of the lock; while it changes hands,
+                the others get on, and so will we.
             job: a job that may hold the lock already, to be adopted.
 
         Raises:
@@ -196,7 +197,7 @@ class Channel:
         owner = {**device_agent.identity(os.getpid()), "session": secrets.token_hex(8)}
         _held_here.add(owner["session"])
         try:
-            answer = self._take_lock(what, owner, job, progress, time.monotonic() + wait_s)
+            answer = self._take_lock(what, owner, job, progress, wait_s)
             held = replace(self, token=answer.text("token"), incoming=answer.path("incoming"))
             try:
                 yield held
@@ -207,17 +208,20 @@ class Channel:
             _held_here.discard(owner["session"])
 
     def _take_lock(
-        self, what: str, owner: dict[str, Any], job: str, progress: Progress, deadline: float
+        self, what: str, owner: dict[str, Any], job: str, progress: Progress, wait_s: float
     ) -> Answer:
         who = f"{what} by {_user()} (process {os.getpid()})"
         ask = functools.partial(self.call, "lock", who=who, owner=owner, job=job or None)
         gone: object = None
-        told, turn_s = False, 0.0
+        seen: object = None
+        told, turn_s, deadline = False, 0.0, time.monotonic() + wait_s
         while True:
             try:
                 return ask(wait_s=turn_s, gone=gone, timeout_s=turn_s + 60)
             except AgentRefused as refused:
                 other = refused.answer.get("owner")
+                if other != seen:
+                    seen, deadline = other, time.monotonic() + wait_s
                 left = deadline - time.monotonic()
                 if refused.kind == "busy" and other != gone and _was_ours(other):
                     gone = other

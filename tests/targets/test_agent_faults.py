@@ -11,6 +11,8 @@ import sys
 import textwrap
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -253,6 +255,25 @@ def test_two_at_once_is_refused_and_waiting_works(device: Device, tmp_path: Path
             assert caught.value.kind == "busy" and time.monotonic() - started > 0.5
         with locked(other):
             pass
+
+
+def test_a_lock_that_changes_hands_is_waited_for(device: Device, tmp_path: Path) -> None:
+    """Among many, chance may let one of them wait for long: that is no reason to give up."""
+
+    def wait() -> bool:
+        with connect(local_target(tmp_path / "root")) as other, locked(other, wait_s=1.0):
+            return True
+
+    with ThreadPoolExecutor(1) as threads, ExitStack() as stack:
+        with locked(device):
+            waiting = threads.submit(wait)
+            for _ in range(4):
+                holder = stack.enter_context(subprocess.Popen(["sleep", "60"]))
+                stack.callback(holder.kill)
+                _rewrite_lock(device, owner=agent.identity(holder.pid))
+                time.sleep(0.6)
+            assert not waiting.done()
+        assert waiting.result(timeout=30)
 
 
 def _lock_content(device: Device) -> dict[str, Any]:
