@@ -40,12 +40,14 @@ _BUDGETS = (-1.0, -0.5)
 
 @dataclass
 class Engine:
-    """A prepared model with its sample sets; ``seconds`` are those of each step so far."""
+    """A prepared model with its sample sets and the recipe that is looked at; ``seconds`` are those
+    of each step so far."""
 
     folder: Path
     calibration: SampleSet
     choose: SampleSet
     train: SampleSet | None = None
+    recipe: str = "static_wi8_ai8"
     seconds: dict[str, float] = field(default_factory=dict)
 
     def repair(self, what: str, rungs: Sequence[str], max_drop: float) -> tuple[RungResult, ...]:
@@ -53,7 +55,7 @@ class Engine:
         from edgekit.quantize.engine import PROGRAM, RepairSettings, repair_program
         from edgekit.quantize.recipes import RECIPES
 
-        settings = RepairSettings(RECIPES["static_wi8_ai8"], tuple(rungs), max_drop)
+        settings = RepairSettings(RECIPES[self.recipe], tuple(rungs), max_drop)
         made = self.folder / f"made-{len(self.seconds)}"
         made.mkdir()
         with self.timed(what):
@@ -106,8 +108,12 @@ def prepared(project: Path, folder: Path) -> Engine:
         )
 
     data = config.data
-    train = load(data.train) if data.train else None
-    return Engine(folder, load(data.calib), load(data.eval), train, {"preparation": seconds})
+    engine = Engine(folder, load(data.calib), load(data.eval))
+    engine.seconds["preparation"] = seconds
+    if data.train:
+        engine.train = load(data.train)
+    engine.recipe = next((r for r in config.quantize.recipes if r != "fp32"), engine.recipe)
+    return engine
 
 
 def main(arguments: list[str] | None = None) -> int:

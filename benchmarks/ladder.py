@@ -2,9 +2,9 @@
 
 python -m benchmarks.ladder [PROJECT] [--json] [--quick] [--plot FILE.svg]
 
-All rungs are climbed, needed or not: the costly ones too, as if no drop were small enough. Figures
-are simulated on the project's evaluation set; artifacts are not made. A rung has its place in
-edgekit as long as some model gains 1 dB by it; the table says so for this one.
+All rungs that the project allows are climbed, needed or not: as if no drop were small enough.
+Figures are simulated on the project's evaluation set; artifacts are not made. A rung has its place
+in edgekit as long as some model gains 1 dB by it; the table says so for this one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.common import Report, argument_parser, conditions, finish
 from benchmarks.engine import EXAMPLE, prepared
+from edgekit.config import ProjectConfig
 from edgekit.types import RungResult
 
 #: No drop is below it, so that every rung is climbed.
@@ -36,9 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def climb_all(project: Path, folder: Path, *, quick: bool) -> tuple[RungResult, ...]:
     """Every rung's result."""
-    from edgekit.quantize.rungs import RUNGS
-
-    rungs = tuple(RUNGS)[:2] if quick else tuple(RUNGS)
+    rungs = ProjectConfig.load(project).quantize.rungs
+    rungs = rungs[:3] if quick else rungs
     return prepared(project, folder).repair("ladder", rungs, _NEVER_ENOUGH)
 
 

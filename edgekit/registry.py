@@ -125,6 +125,7 @@ RECIPES: tuple[str, ...] = (
 
 #: In climbing order.
 RUNGS: tuple[str, ...] = (
+    "outlier_channels",
     "bias_correction",
     "hessian_rounding",
     "ranges",

@@ -205,6 +205,7 @@ def repair_program(
     source = calibration
     float_nodes |= {n.name for n in reference.graph.nodes if str(n.target) in settings.float_ops}
     work = Work(
+        exported=exported,
         reference=reference,
         program=as_module(exported),
         ranges=ranges,
@@ -224,12 +225,12 @@ def repair_program(
         steps = recipe.steps
     else:
         rungs = [RUNGS[name] for name in settings.rungs]
-        rungs = [rung for rung in rungs if rung.dynamic or not dynamic]
+        rungs = [rung for rung in rungs if (rung.dynamic if dynamic else rung.static)]
         steps, ladder = climb(work, rungs, saved, on_rung=on_step)
     made = replace(
         recipe, steps=steps, ranges=work.kind, float_nodes=tuple(sorted(work.float_nodes))
     )
-    return _saved(with_constants(exported, work.constants()), made, ladder, folder)
+    return _saved(with_constants(work.exported, work.constants()), made, ladder, folder)
 
 
 def _saved(

@@ -20,6 +20,7 @@ from edgekit import codec
 from edgekit.errors import ConfigError
 from edgekit.files import staged_dir, write_atomic
 from edgekit.quantize import graph
+from edgekit.quantize.outliers import Apart
 from edgekit.quantize.rungs import RUNGS, Rung, float_layers
 from edgekit.quantize.rungs.base import Quality, Work
 from edgekit.types import RangeKind, Recipe, RungResult
@@ -49,6 +50,7 @@ class _Saved:
 
     kind: RangeKind
     float_nodes: tuple[str, ...]
+    apart: Apart | None
     added_ns: int
     notes: dict[str, str]
     seconds: float
@@ -98,13 +100,16 @@ def climb(
 
 def replay(work: Work, recipe: Recipe) -> None:
     """Do what a saved recipe says: its steps in their order, with its ranges and float layers."""
-    layers = {name for x in graph.layers(work.reference) for name in (x.name, x.output.name)}
     work.kind = recipe.ranges
+    # Names are those of the graph that the first step leaves.
+    if recipe.steps[:1] == ("outlier_channels",):
+        RUNGS["outlier_channels"].apply(work)
+    layers = {name for x in graph.layers(work.reference) for name in (x.name, x.output.name)}
     work.float_nodes |= frozenset(recipe.float_nodes) - layers
     for name in recipe.steps:
         if name == "float_layers":
             float_layers.take(work, recipe.float_nodes)
-        elif name != "ranges":
+        elif name not in ("ranges", "outlier_channels"):
             RUNGS[name].apply(work)
     if work.float_nodes != frozenset(recipe.float_nodes):
         odd = sorted(work.float_nodes ^ frozenset(recipe.float_nodes))
@@ -165,6 +170,7 @@ class _Ladder:
         made = _Saved(
             kind=work.kind,
             float_nodes=tuple(sorted(work.float_nodes)),
+            apart=work.apart,
             added_ns=work.added_ns,
             notes=notes,
             seconds=time.monotonic() - started,
@@ -184,6 +190,7 @@ class _Ladder:
         return quality
 
     def _stand_at_foot(self) -> None:
+        self._take_apart(None)
         self._work.kind, self._work.float_nodes, constants = self._foot
         self._work.added_ns = 0
         self._work.install(constants)
@@ -193,11 +200,16 @@ class _Ladder:
         if not (path / _RESULT).is_file():
             return None
         found = codec.from_json(_Saved, (path / _RESULT).read_bytes(), where=str(path))
+        self._take_apart(found.apart)
         self._work.kind = found.kind
         self._work.float_nodes = frozenset(found.float_nodes)
         self._work.added_ns = found.added_ns
         self._work.install(torch.load(path / _STATE, weights_only=True))
         return found
+
+    def _take_apart(self, apart: Apart | None) -> None:
+        if apart != self._work.apart:
+            self._work.take_apart(apart)
 
     def _path(self, rungs: tuple[Rung, ...]) -> Path:
         """Rungs that look at the budget give another state for another budget."""

@@ -53,7 +53,8 @@ def _quantize(
     float_file: Path, program: torch.export.ExportedProgram, request: ExportRequest
 ) -> None:
     prepared = float_file.with_suffix(".pre.onnx")
-    quant_pre_process(str(float_file), str(prepared))
+    # Shapes are numbers here; working them out as symbols fails where a scalar is expanded.
+    quant_pre_process(str(float_file), str(prepared), skip_symbolic_shape=True)
     model = onnx.load(str(prepared))
     values = values_by_node(model.graph, program)
     gm = as_module(program)

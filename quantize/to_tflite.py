@@ -70,14 +70,27 @@ def export(request: ExportRequest) -> Mapping[str, str]:
         _separate_outputs(gm)
     example = example_inputs(request.inputs)
     float_file = request.out.with_suffix(".float.tflite")
-    litert_torch.convert(gm, example).export(str(float_file))
-    _check_outputs(float_file, gm, request)
+    converted = litert_torch.convert(gm, example, enable_x64=_is_wide(gm, example))
+    converted.export(str(float_file))
+    if request.recipe.scheme == "static" and _has_shared_outputs(float_file):
+        raise ExportFailed(
+            "TFLite's quantizer cannot handle an output that is also used inside the model, or "
+            "returned twice.",
+            remedy="Return each value once, or leave this runtime out with --runtimes.",
+        )
     if request.recipe.scheme == "float":
         float_file.replace(request.out)
     else:
         write_atomic(request.out, _quantize(float_file, gm, request))
         float_file.unlink()
     return tool_versions("litert-torch", "ai-edge-litert", "ai-edge-quantizer", "torch")
+
+
+def _is_wide(gm: fx.GraphModule, example: Sequence[torch.Tensor]) -> bool:
+    """Whether the model takes or gives 64-bit integers, as token ids and classes are: left to
+    itself, the converter makes them 32 bits wide, and runtimes could not be fed alike."""
+    with torch.inference_mode():
+        return any(value.dtype == torch.int64 for value in (*example, *flatten(gm(*example))))
 
 
 def _separate_outputs(gm: fx.GraphModule) -> None:
@@ -115,33 +128,6 @@ def _separate_outputs(gm: fx.GraphModule) -> None:
 def _is_float(node: fx.Node) -> bool:
     value = node.meta.get("val")
     return isinstance(value, torch.Tensor) and value.is_floating_point()
-
-
-def _check_outputs(model: Path, gm: fx.GraphModule, request: ExportRequest) -> None:
-    """Raises ExportFailed where the converter changed the type of an output, or made it a tensor
-    that cannot be quantized (see :func:`_separate_outputs`)."""
-    interpreter = Interpreter(str(model))
-    (signature,) = interpreter.get_signature_list()
-    details = interpreter.get_signature_runner(signature).get_output_details()
-    found = [details[name]["dtype"] for name in sorted(details, key=_position)]
-    with torch.inference_mode():
-        wanted = flatten(gm(*example_inputs(request.inputs)))
-    for i, (tensor, kind) in enumerate(zip(wanted, found, strict=True)):
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        if dtype != np.dtype(kind).name:
-            name = "output" if len(wanted) == 1 else f"output_{i}"
-            raise ExportFailed(
-                f"TFLite cannot give {name} as {dtype}: the converter makes it "
-                f"{np.dtype(kind).name}.",
-                remedy="Return float32 or int32 from the model, or leave this runtime out with "
-                "--runtimes.",
-            )
-    if request.recipe.scheme == "static" and _has_shared_outputs(model):
-        raise ExportFailed(
-            "TFLite's quantizer cannot handle an output that is also used inside the model, or "
-            "returned twice.",
-            remedy="Return each value once, or leave this runtime out with --runtimes.",
-        )
 
 
 def _has_shared_outputs(model: Path) -> bool:

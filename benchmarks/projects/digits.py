@@ -6,18 +6,27 @@ Of the labels nothing is used: a rung has to bring the outputs closer to the flo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from benchmarks.models.digits import example_inputs, large, samples, small
 
-if TYPE_CHECKING:
-    import numpy as np
+__all__ = ["calib", "choose", "example_inputs", "large", "small", "spoiled", "train"]
 
-__all__ = ["calib", "choose", "example_inputs", "large", "small", "train"]
+#: Of the spoiled calibration samples, those that are noise.
+_NOISE = (3, 10, 17)
 
 
 def calib() -> Iterator[np.ndarray]:
     yield from _images("calib")
+
+
+def spoiled() -> Iterator[np.ndarray]:
+    """The calibration samples, some of which a camera with a loose cable gave."""
+    random = np.random.default_rng(0)
+    for index, image in enumerate(_images("calib")):
+        noise = random.normal(size=image.shape).astype(np.float32)
+        yield noise if index in _NOISE else image
 
 
 def choose() -> Iterator[np.ndarray]:

@@ -23,7 +23,8 @@ class Rung:
     ``stage`` orders the application: rungs are climbed cheapest first, but biases are corrected
     after the weights that shift them were rounded. ``only_if_needed`` marks rungs that take minutes
     here or time on the device; they are climbed only where the budget is not kept without them.
-    ``dynamic`` marks those that make sense where activations have no range of their own.
+    ``dynamic`` marks those that make sense where activations have no range of their own, ``static``
+    those that do where they have.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Rung:
     stage: int
     only_if_needed: bool = False
     dynamic: bool = False
+    static: bool = True
 
     def apply(self, work: Work) -> str:
         """Change ``work`` in place; returns a note, empty where nothing was changed."""
@@ -44,6 +46,7 @@ _HERE = "edgekit.quantize.rungs"
 RUNGS: dict[str, Rung] = {
     rung.name: rung
     for rung in (
+        Rung("outlier_channels", f"{_HERE}.outlier_channels:apply", 0, dynamic=True, static=False),
         Rung("bias_correction", f"{_HERE}.bias_correction:apply", stage=40, dynamic=True),
         Rung("hessian_rounding", f"{_HERE}.hessian_rounding:apply", stage=30, dynamic=True),
         Rung("ranges", f"{_HERE}.ranges:apply", stage=10),

@@ -14,9 +14,10 @@ from torch import fx
 
 from edgekit import quality
 from edgekit.data import SampleSet
-from edgekit.quantize import graph
+from edgekit.quantize import graph, outliers
 from edgekit.quantize.float_nodes import linear_layers
-from edgekit.quantize.prepare import flatten
+from edgekit.quantize.outliers import Apart, Split
+from edgekit.quantize.prepare import as_module, flatten
 from edgekit.quantize.ranges import Range
 from edgekit.quantize.simulate import (
     Grid,
@@ -53,16 +54,19 @@ class Judge(Protocol):
 class Work:
     """A quantized program in the making.
 
-    ``reference`` is the float program and stays as it is. ``program`` is the same graph, whose
-    weights and biases rungs replace; ``ranges`` are those of the calibration, of which ``kind`` is
-    in use; ``float_nodes`` are nodes that no runtime may quantize. ``calibration`` gives so many
-    samples spread over the set, ``training`` are the user's training samples, if there are any;
-    ``judge`` measures; ``max_drop`` is the budget. ``notes`` is a folder for what is worth keeping
-    between runs, whatever their budget. With ``dynamic``, only linear layers are quantized, and the
-    grids of their inputs are made at run time. ``added_ns`` is what float layers cost one inference
-    on this host. ``channel_means`` are the reference's, once bias correction has needed them.
+    ``reference`` is the float program and stays as it is, ``exported`` what it was made of.
+    ``program`` is the same graph, whose weights and biases rungs replace. All three change their
+    graph together, and only by :meth:`take_apart`; ``apart`` is what was taken apart. ``ranges``
+    are those of the calibration, of which ``kind`` is in use; ``float_nodes`` are nodes that no
+    runtime may quantize. ``calibration`` gives so many samples spread over the set, ``training``
+    are the user's training samples, if there are any; ``judge`` measures; ``max_drop`` is the
+    budget. ``notes`` is a folder for what is worth keeping between runs, whatever their budget.
+    With ``dynamic``, only linear layers are quantized, and the grids of their inputs are made at
+    run time. ``added_ns`` is what float layers cost one inference on this host. ``channel_means``
+    are the reference's, once bias correction has needed them.
     """
 
+    exported: torch.export.ExportedProgram
     reference: fx.GraphModule
     program: fx.GraphModule
     ranges: Mapping[str, Range]
@@ -77,6 +81,23 @@ class Work:
     training: list[Sample] | None = None
     added_ns: int = 0
     channel_means: dict[str, torch.Tensor] | None = None
+    apart: Apart | None = None
+
+    def __post_init__(self) -> None:
+        self._whole = self.exported
+
+    def take_apart(self, apart: Apart | None) -> Split:
+        """Have these channels of the float program computed apart, or none.
+
+        The weights and biases are the float ones again, and ``float_nodes`` is the caller's task.
+        """
+        split = Split(self._whole, {}, frozenset())
+        if apart is not None:
+            split = outliers.split(self._whole, apart, self.calibration(1)[0])
+        self.exported, self.apart = split.exported, apart
+        self.reference, self.program = as_module(self.exported), as_module(self.exported)
+        self.channel_means = None
+        return split
 
     @property
     def grids(self) -> dict[str, Grid]:

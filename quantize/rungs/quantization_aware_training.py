@@ -23,22 +23,29 @@ from edgekit.quantize.simulate import Grid, weight_scales
 _STEPS = 300
 #: Exported programs have their batch size built in, so gradients of single samples are summed up.
 _SAMPLES_PER_STEP = 4
-#: As a share of each tensor's own mean magnitude: layers differ by orders of magnitude.
-_RATE = 2e-4
+#: As a share of each tensor's own mean magnitude: layers differ by orders of magnitude. The second
+#: is for networks that the first one leads astray, as it does where depthwise layers are many.
+_RATES = (5e-4, 1e-4)
 
 
 def apply(work: Work) -> str:
     """Change the weights and biases of ``work.program``."""
-    if work.training is None:
+    if not work.training:
         return ""
-    count = train(
-        work.program,
-        work.reference,
-        work.training,
-        work.grids,
-        float_nodes=work.float_nodes,
-    )
-    return f"{_STEPS} steps on {count} samples" if count else ""
+    untrained, before = work.constants(), work.judge(work).sqnr_db
+    for rate in _RATES:
+        work.install(untrained)
+        train(
+            work.program,
+            work.reference,
+            work.training,
+            work.grids,
+            float_nodes=work.float_nodes,
+            rate=rate,
+        )
+        if work.judge(work).sqnr_db > before:
+            break
+    return f"{_STEPS} steps on {len(work.training)} samples"
 
 
 def train(
@@ -48,9 +55,10 @@ def train(
     grids: Mapping[str, Grid],
     *,
     float_nodes: Collection[str] = (),
+    rate: float = _RATES[0],
     steps: int = _STEPS,
-) -> int:
-    """Train ``gm`` in place to give the outputs of ``reference``; returns the number of samples.
+) -> None:
+    """Train ``gm`` in place to give the outputs of ``reference``.
 
     Args:
         gm: the program that will be exported.
@@ -58,6 +66,7 @@ def train(
         samples: training inputs.
         grids: activation grids by node name.
         float_nodes: layers of these names keep float weights.
+        rate: of learning, as a share of each tensor's mean magnitude.
         steps: of the optimiser, each over :data:`_SAMPLES_PER_STEP` samples.
     """
     axes = {x.weight: x.channel_axis for x in graph.layers(gm) if x.name not in float_nodes}
@@ -66,7 +75,7 @@ def train(
         name: graph.attribute(gm, name).clone().requires_grad_(True) for name in sorted(names)
     }
     groups = [
-        {"params": [value], "lr": _RATE * max(float(value.detach().abs().mean()), 1e-6)}
+        {"params": [value], "lr": rate * max(float(value.detach().abs().mean()), 1e-6)}
         for value in learned.values()
     ]
     optimiser = torch.optim.Adam(groups)
@@ -84,7 +93,6 @@ def train(
         schedule.step()
     for name, value in learned.items():
         graph.set_attribute(gm, name, value)
-    return len(samples)
 
 
 class _Student(fx.Interpreter):

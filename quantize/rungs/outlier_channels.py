@@ -1,0 +1,34 @@
+"""Outlier channels: the few that dwarf the others of a layer's input are multiplied in float.
+
+For dynamic INT8, which gives an input one scale by its extremes: see
+:mod:`edgekit.quantize.outliers`.
+"""
+
+from __future__ import annotations
+
+from edgekit.quantize.float_nodes import linear_layers
+from edgekit.quantize.outliers import CHANNELS, Apart, find
+from edgekit.quantize.prepare import check_equal, run
+from edgekit.quantize.rungs.base import Work
+
+#: Calibration samples in which outliers are looked for.
+SAMPLES = 16
+#: Samples on which both programs have to give the same.
+_CHECKED = 4
+
+
+def apply(work: Work) -> str:
+    """Change the graph of ``work``; its float nodes get the names that they have there."""
+    layers = linear_layers(work.reference, work.float_nodes)
+    samples = work.calibration(SAMPLES)
+    found = find(work.reference, samples, layers)
+    if not found:
+        return ""
+    whole = work.exported
+    split = work.take_apart(Apart(found, tuple(sorted(layers))))
+    work.float_nodes = frozenset(split.names[n] for n in work.float_nodes) | split.added
+    for sample in samples[:_CHECKED]:
+        wanted, given = run(whole, sample), run(work.exported, sample)
+        names = [f"output {i}" for i in range(len(wanted))]
+        check_equal([v.numpy() for v in wanted], [v.numpy() for v in given], names)
+    return f"{CHANNELS} channels of {len(found)} activations"
