@@ -32,6 +32,9 @@ MAX_RUNS = 100_000  # bounds the JSON line to about one megabyte
 WINDOW = 8  # runs per window of the steadiness test
 STEADY = 0.02  # two windows whose medians differ by less than this are steady
 RAMP_S = 0.2  # a CPU governor needs this long to raise the clock
+#: In the environment, where somebody counts the instructions between two runs: a system call that
+#: no runtime makes then tells them apart.
+MARK = "EDGEKIT_MARK_RUNS"
 
 
 class Failure(Exception):
@@ -215,9 +218,14 @@ def warm_up(invoke: Callable[[], None], seconds: float) -> int:
 def measure(invoke: Callable[[], None], budget_s: float, min_runs: int, max_runs: int) -> List[int]:
     """Nanoseconds of single runs: at least ``min_runs``, until ``budget_s`` or ``max_runs``."""
     times: List[int] = []
+    marked = MARK in os.environ
     end = time.perf_counter() + budget_s
     while len(times) < max_runs and (len(times) < min_runs or time.perf_counter() < end):
+        if marked:
+            os.getpriority(os.PRIO_PROCESS, 0)
         times.append(_timed(invoke))
+    if marked:
+        os.getpriority(os.PRIO_PROCESS, 0)
     return times
 
 

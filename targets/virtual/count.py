@@ -1,6 +1,7 @@
 """Instructions per inference instead of time: the one cost that an emulator gives exactly.
 
-The same file on the same runtime takes the same number in every run, so another number is another
+The same file on the same runtime takes the same number in every run (under Python to a few in a
+thousand: its memory and ONNX Runtime's are tidied when they please), so another number is another
 amount of work. It is no latency: it does not say how long an instruction takes or waits for memory.
 """
 
@@ -19,6 +20,7 @@ from edgekit.bundle import Bundle
 from edgekit.errors import DeviceError, MissingExtra, RunnerFailed, UsageError
 from edgekit.files import staged_dir
 from edgekit.progress import Progress
+from edgekit.targets.agent.runner_core import MARK
 from edgekit.targets.base import Completed
 from edgekit.targets.device import Device
 from edgekit.targets.runner import RunnerArguments, RunnerExit, judge, spec
@@ -30,9 +32,9 @@ from edgekit.types import Artifact
 _SOURCE = Path(__file__).resolve().with_name("count.c")
 #: Where the counting emulator lies on the device: a program of the host's kind, and its libraries.
 _PLACE = "usr/local/lib/edgekit-count"
-#: How many runs two processes make: what the second has more tells how often one reads the clock.
-RUNS = (4, 14)
-#: The last ones count; the first allocate what later ones find, and lists grow at powers of two.
+#: How many runs a process makes. The last ones count; the first allocate what later ones find, and
+#: lists grow at the ninth.
+RUNS = 14
 _LAST = 4
 TIMEOUT_S = 900.0
 
@@ -97,15 +99,14 @@ def count_instructions(
 def _count(virtual: VirtualDevice, device: Device, artifact: Artifact) -> InstructionCount:
     what = (artifact.id, artifact.runtime, artifact.precision)
     try:
-        few, many = (_notes(virtual, device, artifact, runs) for runs in RUNS)
+        last = sorted(inferences(_notes(virtual, device, artifact)))
     except (RunnerFailed, MissingExtra) as error:
         return InstructionCount(*what, None, error=error.message)
-    last = sorted(inferences(few, many))
     return InstructionCount(*what, last[0], spread=last[-1] - last[0])
 
 
-def _notes(virtual: VirtualDevice, device: Device, artifact: Artifact, runs: int) -> list[int]:
-    """The count at every reading of the clock by a runner that makes so many timed runs."""
+def _notes(virtual: VirtualDevice, device: Device, artifact: Artifact) -> list[int]:
+    """The count before and after each of a runner's timed runs."""
     channel, transport = device.channel, device.channel.transport
     sha256 = artifact.sha256
     arguments = RunnerArguments(
@@ -114,8 +115,8 @@ def _notes(virtual: VirtualDevice, device: Device, artifact: Artifact, runs: int
         samples=0,
         specs=tuple(spec(one.dtype, one.shape) for one in artifact.inputs),
         budget_s=1e-6,  # over at once, so that the number of runs decides
-        min_runs=runs,
-        max_runs=runs,
+        min_runs=RUNS,
+        max_runs=RUNS,
     )
     runtime = device.runtime(artifact.runtime)
     python = _said(transport.run(["readlink", "-f", "/usr/bin/python3"], timeout_s=60))
@@ -127,7 +128,8 @@ def _notes(virtual: VirtualDevice, device: Device, artifact: Artifact, runs: int
     ended = transport.run(
         [
             *("env", "-i", "HOME=/tmp", "PATH=/usr/bin:/bin", "PYTHONHASHSEED=0"),
-            *("OMP_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1", "setarch", "--addr-no-randomize"),
+            *("OMP_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1", f"{MARK}=1"),
+            *("setarch", "--addr-no-randomize"),
             *(f"{emulator}/loader", "--library-path", emulator, f"{emulator}/qemu-aarch64"),
             *("-cpu", board_of(virtual.board).qemu_cpu, "-seed", "1"),
             *("-plugin", f"{emulator}/count.so,out={notes}", *command, *arguments.argv()),
@@ -141,27 +143,21 @@ def _notes(virtual: VirtualDevice, device: Device, artifact: Artifact, runs: int
     return [int(line) for line in text.split() if re.fullmatch(r"\d{1,18}", line)]
 
 
-def inferences(few: Sequence[int], many: Sequence[int]) -> list[int]:
-    """The instructions of each of the last runs.
-
-    A runner reads its clock before and after a run, and a runtime may read it in between. It reads
-    nothing after the last run, so the runs are found from the end; the few instructions of the loop
-    between two runs are counted with each.
+def inferences(notes: Sequence[int]) -> list[int]:
+    """The instructions of each of the last runs, with the few of the loop between two.
 
     Args:
-        few: the count at every reading by a process that makes ``RUNS[0]`` timed runs.
-        many: by one that makes ``RUNS[1]``.
+        notes: the count before each of :data:`RUNS` runs and after the last.
 
     Raises:
-        DeviceError: the readings are not those of such runs.
+        DeviceError: there are more or fewer.
     """
-    readings, rest = divmod(len(many) - len(few), RUNS[1] - RUNS[0])
-    if rest or readings < 2 or len(many) <= readings * _LAST:
+    if len(notes) != RUNS + 1:
         raise DeviceError(
-            "The counting emulator did not see the runner read its clock equally often in each run."
+            f"The counting emulator saw {len(notes)} marks, and the runner makes {RUNS + 1}."
         )
-    ends = many[::-readings][: _LAST + 1]
-    return [after - before for after, before in itertools.pairwise(ends)]
+    # Not the very last: the loop ends behind it, and goes on behind the others.
+    return [after - before for before, after in itertools.pairwise(notes[-_LAST - 2 : -1])]
 
 
 def _said(done: Completed) -> str:

@@ -12,33 +12,25 @@ import pytest
 from edgekit.errors import DeviceError, UsageError
 from edgekit.progress import Quiet
 from edgekit.targets.device import connect
+from edgekit.targets.runtimes import cache_dir
 from edgekit.targets.virtual.count import RUNS, count_instructions, inferences
 from edgekit.targets.virtual.state import VirtualDevice
 from tests.targets.conftest import example, make_bundle
 
-
-def readings(runs: int, *steps: int) -> list[int]:
-    """The counts at the readings of so many runs, after a start of five readings."""
-    return list(itertools.accumulate([10, 7, 9, 3, 5, *(steps * runs)]))
+#: The user's own cache, read before tests point elsewhere: wheels are fetched once.
+WHEELS = cache_dir()
 
 
-def test_a_run_is_found_among_the_readings_of_the_clock() -> None:
-    """Two at least; more where the runtime reads it too. The first run is never taken."""
-    assert inferences(readings(RUNS[0], 2, 500), readings(RUNS[1], 2, 500)) == [502] * 4
-    assert (
-        inferences(readings(RUNS[0], 2, 300, 50, 150), readings(RUNS[1], 2, 300, 50, 150))
-        == [502] * 4
-    )
-    many = readings(RUNS[1], 2, 500)
-    many[-1] += 6
-    assert inferences(readings(RUNS[0], 2, 500), many) == [508, 502, 502, 502]
+def test_the_last_runs_are_taken() -> None:
+    """The first ones allocate what later ones find, and the loop ends behind the very last."""
+    notes = list(itertools.accumulate([10, 900, 520, *([502] * (RUNS - 4)), 508, 499]))
+    assert inferences(notes) == [502, 502, 502, 508]
 
 
-@pytest.mark.parametrize("more", [0, 1, 10, 15])
-def test_readings_that_fit_no_runs_are_refused(more: int) -> None:
-    few = readings(RUNS[0], 2, 500)
-    with pytest.raises(DeviceError, match="equally often"):
-        inferences(few, [*few, *range(more)])
+@pytest.mark.parametrize("count", [0, RUNS, RUNS + 2])
+def test_marks_that_fit_no_runs_are_refused(count: int) -> None:
+    with pytest.raises(DeviceError, match=f"saw {count} marks"):
+        inferences(range(count))
 
 
 def test_a_whole_machine_cannot_count(tmp_path: Path) -> None:
@@ -91,3 +83,27 @@ def test_it_is_the_same_in_every_run_and_another_for_int8(
     first, again, first_int8, again_int8 = counts
     assert first == again and first_int8 == again_int8
     assert first != first_int8
+
+
+@pytest.mark.timeout(1200)
+def test_the_runners_in_python_are_counted_too(
+    bookworm_device: VirtualDevice,
+    models: Mapping[str, Path],
+    float_model: Any,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever clocks LiteRT and ONNX Runtime read during a run, and in whichever thread."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(WHEELS.parent))
+    chosen = {runtime: models[runtime] for runtime in ("tflite", "onnx")}
+    bundle = make_bundle(chosen, float_model, cache, tmp_path)
+    names = [path.stem for path in chosen.values()]
+    with connect(bookworm_device.target()) as device:
+        first, again = (
+            count_instructions(bookworm_device, device, bundle, names, Quiet()) for _ in range(2)
+        )
+    for one, other in zip(first, again, strict=True):
+        assert one.instructions is not None, one.error
+        assert one.instructions == pytest.approx(other.instructions, rel=0.01)
+        assert one.instructions > 5000, "the work of the model, not a gap beside it"
