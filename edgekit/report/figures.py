@@ -116,7 +116,7 @@ def distribution_chart(found: Sequence[Point]) -> Figure:
                 "showlegend": False,
             }
         )
-    layout = frame("latency (ms)", "", height=_rows_height(found))
+    layout = frame(f"{_latency(found)} (ms)", "", height=_rows_height(found))
     shown = ("lowerfence", "upperfence", "x")  # boxes have their ends, dots their place
     layout["xaxis"] |= _time_axis([x for t in traces for name in shown for x in t.get(name, [])])
     layout["yaxis"] |= _row_axis(found)
@@ -189,21 +189,29 @@ def _scatter(
                 "hovertemplate": _hover(p) + "<extra></extra>",
             }
         )
-    layout = frame(f"latency {selection.objective} (ms)", y_title, height=460)
+    layout = frame(f"{_latency(shown)} {selection.objective} (ms)", y_title, height=460)
     layout["xaxis"] |= _time_axis([p.interval.value / 1e6 for p in shown])
+    slowest = max((p.interval.value for p in shown), default=0.0)
     layout["annotations"] = [
-        _chosen_mark(p, y, layout["xaxis"]["type"]) for p, y in both if p.status == "chosen"
+        _chosen_mark(p, y, layout["xaxis"]["type"], left=p.interval.value > 0.8 * slowest)
+        for p, y in both
+        if p.status == "chosen"
     ]
     return {"data": [*traces, *_legend(shown, thread_counts)], "layout": layout}
 
 
-def _chosen_mark(p: Point, y: float, axis: str) -> Figure:
+def _latency(points: Sequence[Point]) -> str:
+    return "emulated latency" if any(p.candidate.emulated for p in points) else "latency"
+
+
+def _chosen_mark(p: Point, y: float, axis: str, *, left: bool) -> Figure:
+    """``left``: on that side of its point, where the plot ends on the other."""
     x = p.interval.value / 1e6
     return {
         "text": "<b>chosen</b>",
         "x": math.log10(x) if axis == "log" else x,
         "y": y,
-        "ax": 26,
+        "ax": -26 if left else 26,
         "ay": -38,
         "arrowhead": 2,
         "arrowwidth": 1.5,

@@ -239,6 +239,19 @@ def test_emulated_is_said(record: RunRecord) -> None:
     text = Page(render_html(RunRecord(record.path, bundle, probes, (), selection))).text
     assert "Run on made-up-board: EMULATED" in text
     assert "(emulated)" in text and "no latency here is the device's" in text
+    found = figures.points(selection, bundle, probes)
+    for figure in (figures.sqnr_chart(found, selection), figures.distribution_chart(found)):
+        assert figure["layout"]["xaxis"]["title"]["text"].startswith("emulated latency")
+
+
+def test_the_chosen_is_marked_within_the_plot() -> None:
+    bundle = manifest([artifact("tflite", "int8"), artifact("onnx", "int8")])
+    fast, slow = (probe(one, ms=ms) for one, ms in zip(bundle.artifacts, (4, 40), strict=True))
+    for probes, sides in (((fast,), [True]), ((fast, slow), [False])):
+        selection = select(bundle, probes, BUDGET)
+        found = figures.points(selection, bundle, probes)
+        figure = figures.sqnr_chart(found, selection)
+        assert [mark["ax"] < 0 for mark in figure["layout"]["annotations"]] == sides
 
 
 def test_it_is_written_into_the_run(record: RunRecord, tmp_path: Path) -> None:
