@@ -1,4 +1,4 @@
-"""What the agent withstands: cuts at any point, damage, hostile names, two hosts at once."""
+"""What the agent withstands: cuts at any point, damage, hostile names."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -238,113 +235,6 @@ def test_a_runtime_is_complete_or_absent(device: Device) -> None:
         if done.returncode == 0:
             break
     assert cut > 3 and final.exists()
-
-
-# --- the lock -------------------------------------------------------------------------------------
-
-
-def test_two_at_once_is_refused_and_waiting_works(device: Device, tmp_path: Path) -> None:
-    with connect(local_target(tmp_path / "root")) as other:
-        with locked(device):
-            started = time.monotonic()
-            with (
-                pytest.raises(AgentRefused, match=r"test by .* working with this device") as caught,
-                locked(other, wait_s=0.6),
-            ):
-                pass
-            assert caught.value.kind == "busy" and time.monotonic() - started > 0.5
-        with locked(other):
-            pass
-
-
-def test_a_lock_that_changes_hands_is_waited_for(device: Device, tmp_path: Path) -> None:
-    """Among many, chance may let one of them wait for long: that is no reason to give up."""
-
-    def wait() -> bool:
-        with connect(local_target(tmp_path / "root")) as other, locked(other, wait_s=1.0):
-            return True
-
-    with ThreadPoolExecutor(1) as threads, ExitStack() as stack:
-        with locked(device):
-            waiting = threads.submit(wait)
-            for _ in range(4):
-                holder = stack.enter_context(subprocess.Popen(["sleep", "60"]))
-                stack.callback(holder.kill)
-                _rewrite_lock(device, owner=agent.identity(holder.pid))
-                time.sleep(0.6)
-            assert not waiting.done()
-        assert waiting.result(timeout=30)
-
-
-def _lock_content(device: Device) -> dict[str, Any]:
-    content = json.loads(Path(device.channel.root, "lock").read_text() or "{}")
-    assert isinstance(content, dict)
-    return content
-
-
-def _rewrite_lock(device: Device, **changes: Any) -> None:
-    content = {**_lock_content(device), **changes}
-    Path(device.channel.root, "lock").write_text(json.dumps(content))
-
-
-def _free(device: Device) -> bool:
-    try:
-        device.channel.call("lock", who="me", owner=agent.identity(os.getpid()))
-    except AgentRefused as refused:
-        assert refused.kind in ("busy", "measuring")
-        return False
-    return True
-
-
-@pytest.mark.parametrize(
-    ("changes", "free"),
-    [
-        ({}, False),
-        ({"boot": "another-boot"}, True),
-        ({"owner": {"table": "elsewhere", "pid": 1, "start": "1"}}, False),
-        ({"owner": {"table": "elsewhere", "pid": 1, "start": "1"}, "expires": 0}, True),
-        ({"expires": 0}, False),  # its owner lives, here: no guessing by time
-        ({"token": ""}, True),
-    ],
-)
-def test_when_a_lock_is_stale(device: Device, changes: dict[str, Any], free: bool) -> None:
-    owner = agent.identity(os.getpid())
-    device.channel.call("lock", who="me", owner=owner)
-    _rewrite_lock(device, **changes)
-    assert _free(device) is free
-
-
-def test_a_lock_of_a_dead_process_here_is_stale_and_a_living_worker_keeps_it(
-    device: Device,
-) -> None:
-    sleeper = subprocess.Popen(["sleep", "60"])
-    try:
-        device.channel.call("lock", who="me", owner=agent.identity(sleeper.pid))
-        assert not _free(device)
-        worker = agent.identity(sleeper.pid)
-        _rewrite_lock(device, owner=None, expires=0, worker=worker)
-        assert not _free(device)
-        _rewrite_lock(device, worker={**worker, "start": "1"})  # its number, another process
-        assert _free(device)
-    finally:
-        sleeper.kill()
-        sleeper.wait()
-
-
-def test_garbage_in_the_lock_is_no_lock(device: Device) -> None:
-    Path(device.channel.root, "lock").write_bytes(b"\0\0\0garbage")
-    assert _free(device)
-
-
-def test_a_lost_lock_stops_its_former_owner(device: Device, tmp_path: Path) -> None:
-    blob = blob_of(tmp_path, b"data")
-    with locked(device) as held:
-        _rewrite_lock(device, boot="another-boot")
-        with locked(device) as other:
-            with pytest.raises(AgentRefused, match="no longer holds") as caught:
-                held.call("commit", blobs=[blob.sha256])
-            assert caught.value.kind == "lost"
-            other.call("gc")
 
 
 # --- names ----------------------------------------------------------------------------------------
