@@ -31,8 +31,6 @@ COMFORT_DB = 30.0
 #: Dynamic INT8 has two cheap rungs only, and is chosen for networks that are to stay that close on
 #: samples which nobody has seen: a margin is worth them.
 COMFORT_DYNAMIC_DB = 36.0
-#: What a rung has to gain in dB to be kept.
-_MIN_GAIN_DB = 0.1
 #: The name under which the ladder's foot is reported.
 FOOT = "calibration"
 
@@ -90,7 +88,7 @@ def climb(
             results.append(_result(rung.name, False, alone, best))
             continue
         made, found = ladder.reach(trial), ladder.judge(trial)
-        helps = _better(found, best)
+        helps = _better(found, best, rung.min_gain_db)
         results.append(_result(rung.name, helps, made, found))
         if helps:
             kept, best = trial, found
@@ -125,10 +123,10 @@ def _reached(quality: Quality, rung: Rung, work: Work) -> bool:
     return quality.sqnr_db >= (COMFORT_DYNAMIC_DB if work.dynamic else COMFORT_DB)
 
 
-def _better(new: Quality, old: Quality) -> bool:
+def _better(new: Quality, old: Quality, min_gain_db: float) -> bool:
     """A lower drop counts unless the outputs moved away from float; else a clear gain in SQNR."""
     gain = new.sqnr_db - old.sqnr_db
-    return gain >= _MIN_GAIN_DB or (new.drop < old.drop and gain >= 0)
+    return gain >= min_gain_db or (new.drop < old.drop and gain >= 0)
 
 
 def _in_order(rungs: Sequence[Rung]) -> tuple[Rung, ...]:

@@ -77,7 +77,7 @@ class _Peaks(fx.Interpreter):
     def run_node(self, n: fx.Node) -> object:
         value: object = super().run_node(n)
         if n.name in self._names and isinstance(value, torch.Tensor):
-            peak = value.abs().flatten(0, -2).amax(0)
+            peak = value.abs().reshape(-1, value.shape[-1]).amax(0)
             known = self.found.get(n.name)
             self.found[n.name] = peak if known is None else torch.maximum(known, peak)
         return value

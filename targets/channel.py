@@ -58,6 +58,8 @@ print(json.dumps({"root": root, "agent": path if there else "", "python": sys.ve
 
 #: The longest that one request for the lock waits on the device.
 _LOCK_TURN_S = 20.0
+#: In all, a lock is waited for as long as for so many owners who keep it to the end.
+_OWNERS = 10
 
 #: Locks that this process holds now: what else it owns on a device was left by a lost connection.
 _held_here: set[str] = set()
@@ -188,7 +190,7 @@ class Channel:
             what: the operation, for those who have to wait.
             progress: told when somebody else holds the lock.
             wait_s: how long to wait for one and the same owner of the lock; while it changes hands,
-                the others get on, and so will we.
+                the others get on, and so will we. In all, ten times as long: a device may lie.
             job: a job that may hold the lock already, to be adopted.
 
         Raises:
@@ -214,14 +216,16 @@ class Channel:
         ask = functools.partial(self.call, "lock", who=who, owner=owner, job=job or None)
         gone: object = None
         seen: object = None
-        told, turn_s, deadline = False, 0.0, time.monotonic() + wait_s
+        started = time.monotonic()
+        told, turn_s, deadline = False, 0.0, started + wait_s
         while True:
             try:
                 return ask(wait_s=turn_s, gone=gone, timeout_s=turn_s + 60)
             except AgentRefused as refused:
                 other = refused.answer.get("owner")
                 if other != seen:
-                    seen, deadline = other, time.monotonic() + wait_s
+                    seen = other
+                    deadline = min(time.monotonic() + wait_s, started + _OWNERS * wait_s)
                 left = deadline - time.monotonic()
                 if refused.kind == "busy" and other != gone and _was_ours(other):
                     gone = other

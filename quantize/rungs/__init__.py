@@ -24,7 +24,7 @@ class Rung:
     after the weights that shift them were rounded. ``only_if_needed`` marks rungs that take minutes
     here or time on the device; they are climbed only where the budget is not kept without them.
     ``dynamic`` marks those that make sense where activations have no range of their own, ``static``
-    those that do where they have.
+    those that do where they have. ``min_gain_db`` is what it has to gain to be kept.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Rung:
     only_if_needed: bool = False
     dynamic: bool = False
     static: bool = True
+    min_gain_db: float = 0.1
 
     def apply(self, work: Work) -> str:
         """Change ``work`` in place; returns a note, empty where nothing was changed."""
@@ -46,7 +47,14 @@ _HERE = "edgekit.quantize.rungs"
 RUNGS: dict[str, Rung] = {
     rung.name: rung
     for rung in (
-        Rung("outlier_channels", f"{_HERE}.outlier_channels:apply", 0, dynamic=True, static=False),
+        Rung(
+            "outlier_channels",
+            f"{_HERE}.outlier_channels:apply",
+            stage=0,
+            dynamic=True,
+            static=False,
+            min_gain_db=1.0,  # it costs time on the device
+        ),
         Rung("bias_correction", f"{_HERE}.bias_correction:apply", stage=40, dynamic=True),
         Rung("hessian_rounding", f"{_HERE}.hessian_rounding:apply", stage=30, dynamic=True),
         Rung("ranges", f"{_HERE}.ranges:apply", stage=10),

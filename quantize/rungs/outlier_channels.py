@@ -9,6 +9,7 @@ from __future__ import annotations
 from edgekit.quantize.float_nodes import linear_layers
 from edgekit.quantize.outliers import CHANNELS, Apart, find
 from edgekit.quantize.prepare import check_equal, run
+from edgekit.quantize.rewrites import edit
 from edgekit.quantize.rungs.base import Work
 
 #: Calibration samples in which outliers are looked for.
@@ -19,7 +20,13 @@ _CHECKED = 4
 
 def apply(work: Work) -> str:
     """Change the graph of ``work``; its float nodes get the names that they have there."""
-    layers = linear_layers(work.reference, work.float_nodes)
+    linear = linear_layers(work.reference, work.float_nodes)
+    # A bias that is computed cannot be taken along.
+    layers = {
+        node.name
+        for node in work.reference.graph.nodes
+        if node.name in linear and edit.layer_weight(work.reference, node) is not None
+    }
     samples = work.calibration(SAMPLES)
     found = find(work.reference, samples, layers)
     if not found:

@@ -1,8 +1,8 @@
 """Instructions per inference instead of time: the one cost that an emulator gives exactly.
 
-The same file on the same runtime takes the same number in every run (under Python to a few in a
-thousand: its memory and ONNX Runtime's are tidied when they please), so another number is another
-amount of work. It is no latency: it does not say how long an instruction takes or waits for memory.
+The same file on the same runtime takes the same number in every run (with the runners in Python to
+a few in a thousand), so another number is another amount of work. It is no latency: it does not say
+how long an instruction takes or waits for memory.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from edgekit.targets.agent import agent
-from edgekit.targets.channel import AgentRefused
+from edgekit.targets.answer import Answer
+from edgekit.targets.channel import AgentRefused, Channel
 from edgekit.targets.device import Device, connect
 from tests.targets.conftest import local_target
 from tests.targets.test_agent_faults import blob_of, locked
@@ -51,6 +52,22 @@ def test_a_lock_that_changes_hands_is_waited_for(device: Device, tmp_path: Path)
                 time.sleep(0.6)
             assert not waiting.done()
         assert waiting.result(timeout=30)
+
+
+def test_a_device_that_names_another_owner_each_time_is_given_up(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lies(*_: object, **__: object) -> Answer:
+        time.sleep(0.01)
+        owner = {"table": "elsewhere", "pid": time.monotonic_ns(), "start": "1"}
+        answer = Answer({"owner": owner}, "lying")
+        raise AgentRefused("Somebody works here.", kind="busy", answer=answer)
+
+    monkeypatch.setattr(Channel, "call", lies)
+    started = time.monotonic()
+    with pytest.raises(AgentRefused), locked(device, wait_s=0.1):
+        pass
+    assert 0.9 < time.monotonic() - started < 5
 
 
 def _lock_content(device: Device) -> dict[str, Any]:

@@ -12,14 +12,14 @@ from torch import nn
 from edgekit import quality
 from edgekit.quantize import graph
 from edgekit.quantize.base import example_inputs
-from edgekit.quantize.engine import Repaired, RepairSettings
+from edgekit.quantize.engine import Repaired, RepairSettings, repair_program
 from edgekit.quantize.inspect import inspect_file
 from edgekit.quantize.outliers import CHANNELS, find
 from edgekit.quantize.prepare import run
 from edgekit.quantize.promise import promised_share
 from edgekit.quantize.recipes import RECIPES
 from tests.quantize.cases import RUNTIMES, Case, case
-from tests.quantize.nets import image_inputs
+from tests.quantize.nets import image_inputs, stored
 from tests.quantize.rungs.test_dynamic import repaired
 from tests.quantize.transformers import vit
 
@@ -117,8 +117,6 @@ def test_it_is_found_again_and_replayed(
     folder = tmp_path / "replayed"
     replayed = repaired(given, folder, RepairSettings(done.recipe, (), max_drop=0.0, replay=True))
     assert replayed.recipe == done.recipe and replayed.digest == done.digest
-    for name in made.folder.glob("rungs-*"):
-        assert (name / "result.json").is_file()
     again = made.folder / "again"
     again.mkdir()
     assert _climbed_again(given, made, again) == done.digest
@@ -126,9 +124,6 @@ def test_it_is_found_again_and_replayed(
 
 def _climbed_again(given: Case, made: Case, folder: Path) -> str:
     """The digest of a run with another budget, which finds the states of the first one."""
-    from edgekit.quantize.engine import repair_program
-    from tests.quantize.nets import stored
-
     choose = stored(folder, [image_inputs(24, seed=20)], ["x"])
     settings = RepairSettings(RECIPE, RUNGS, max_drop=0.5)
     done = repair_program(
