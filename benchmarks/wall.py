@@ -27,9 +27,16 @@ from edgekit import stats
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "efficientnet_lite0"
-EDGEKIT, TOGETHER = "edgekit quantize", "the four scripts"
-#: The vendors' scripts in benchmarks/vendors, in the order in which they run.
-SCRIPTS = ("executorch_xnnpack", "litert", "onnx_runtime", "torchscript_fx")
+EDGEKIT, TOGETHER = "edgekit quantize", "the scripts"
+#: The vendors' scripts in benchmarks/vendors, in the order in which they run, and their runtimes.
+SCRIPTS = {
+    "executorch_xnnpack": "executorch",
+    "litert": "tflite",
+    "onnx_runtime": "onnx",
+    "torchscript_fx": "torchscript",
+}
+#: What ``--quick`` runs: all scripts are run by benchmarks.quality in any case.
+QUICK = ("onnx_runtime", "torchscript_fx")
 MAX_RATIO = 1.0
 ROUNDS = 3
 
@@ -79,37 +86,43 @@ def measure(folder: Path, rounds: int, seed: int, *, quick: bool) -> Spending:
     tiny = folder / "tiny"
     make_tiny_project(tiny)
     if quick:
-        return _round(tiny, folder / "round", edgekit_first=True)
-    _round(tiny, folder / "warm-up", edgekit_first=True)
+        return _round(tiny, folder / "round", QUICK, edgekit_first=True)
+    scripts = tuple(SCRIPTS)
+    _round(tiny, folder / "warm-up", scripts, edgekit_first=True)
     project = folder / "project"
     copy_example(project)
     spent: Spending = {name: [] for name in (EDGEKIT, *SCRIPTS)}
     for turn in range(rounds):
         work = folder / f"round-{turn}"
-        for name, one in _round(project, work, edgekit_first=(turn + seed) % 2 == 0).items():
+        first = (turn + seed) % 2 == 0
+        for name, one in _round(project, work, scripts, edgekit_first=first).items():
             spent[name] += one
         shutil.rmtree(work)
     return spent
 
 
-def _round(project: Path, work: Path, *, edgekit_first: bool) -> Spending:
+def _round(project: Path, work: Path, scripts: tuple[str, ...], *, edgekit_first: bool) -> Spending:
     """Both sides once; each command is a process that works in a folder of its own."""
-    sides = [(EDGEKIT,), SCRIPTS]
+    sides = [(EDGEKIT,), scripts]
     spent = {}
     for name in chain.from_iterable(sides if edgekit_first else reversed(sides)):
-        run = run_edgekit if name == EDGEKIT else run_script
-        (work / name).mkdir(parents=True)
-        spent[name] = [run(name, project, work / name)]
+        place = work / name
+        place.mkdir(parents=True)
+        if name == EDGEKIT:
+            spent[name] = [run_edgekit([SCRIPTS[script] for script in scripts], project, place)]
+        else:
+            spent[name] = [run_script(name, project, place)]
     return spent
 
 
-def run_edgekit(name: str, project: Path, work: Path) -> Spent:
+def run_edgekit(runtimes: Sequence[str], project: Path, work: Path) -> Spent:
     """``edgekit quantize`` on a copy of the project, where nothing was made before."""
     copy = work / "project"
     shutil.copytree(project, copy)
     command = [sys.executable, "-m", "edgekit", "quantize", "--strict"]
+    command += ["--runtimes", ",".join(runtimes)]
     spent = watch(command, cwd=copy, log=work / "log", env=_environment())
-    _check_files(name, copy / "bundle" / "artifacts", 2 * len(SCRIPTS))
+    _check_files(EDGEKIT, copy / "bundle" / "artifacts", 2 * len(runtimes))
     return spent
 
 
@@ -173,7 +186,8 @@ def together(scripts: Sequence[Spent]) -> Spent:
 
 def evaluate(spent: Mapping[str, Sequence[Spent]], before: Mapping[str, str], seed: int) -> Report:
     """Medians, the ratio of the two sides with its interval, and the bar."""
-    sums = [together(scripts) for scripts in zip(*(spent[name] for name in SCRIPTS), strict=True)]
+    scripts = {name: ones for name, ones in spent.items() if name != EDGEKIT}
+    sums = [together(ones) for ones in zip(*scripts.values(), strict=True)]
     sides = {EDGEKIT: spent[EDGEKIT], TOGETHER: sums}
     rounds = len(sums)
     wall = {name: [[one.wall_s] for one in ones] for name, ones in sides.items()}
@@ -188,7 +202,10 @@ def evaluate(spent: Mapping[str, Sequence[Spent]], before: Mapping[str, str], se
     return Report(
         name="wall",
         columns=["process", "wall s", "min..max", "CPU s", "peak MB, all", "peak MB, one"],
-        rows=[_row(name, ones) for name, ones in {**sides, **_indented(spent)}.items()],
+        rows=[
+            *(_row(name, ones) for name, ones in sides.items()),
+            *(_row(f"  {name}", ones) for name, ones in scripts.items()),
+        ],
         bars=[Bar(f"wall time, {EDGEKIT} / {TOGETHER}", ratio, MAX_RATIO)],
         notes=notes,
         conditions={**before, "rounds": f"{rounds}, both sides in each, first in turns"},
@@ -198,10 +215,6 @@ def evaluate(spent: Mapping[str, Sequence[Spent]], before: Mapping[str, str], se
             for unit in ("wall_s", "cpu_s", "tree_bytes", "process_bytes")
         },
     )
-
-
-def _indented(spent: Mapping[str, Sequence[Spent]]) -> dict[str, Sequence[Spent]]:
-    return {f"  {name}": spent[name] for name in SCRIPTS}
 
 
 def _row(name: str, ones: Sequence[Spent]) -> list[str]:

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,11 +25,12 @@ Podman = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+def podman() -> Iterator[Podman]:
     """Runs podman on a storage of its own; returns what it printed."""
     if os.geteuid() != 0 or shutil.which("podman") is None:
         pytest.skip("needs root and podman")
-    folder = tmp_path_factory.mktemp("podman")
+    # Podman refuses paths of more than 50 characters, which those of tests may have.
+    folder = Path(tempfile.mkdtemp(prefix="podman-"))
 
     def run(*arguments: str) -> str:
         command = ["podman", "--root", f"{folder}/root", "--runroot", f"{folder}/run", *arguments]
@@ -42,6 +44,7 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
     run("image", "unmount", "--all")
     run("rmi", "--all", "--force")
     subprocess.run(["umount", f"{folder}/root/overlay"], capture_output=True)
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")

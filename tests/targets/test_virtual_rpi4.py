@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edgekit.bundle import Bundle
+from edgekit.bundle import Bundle, write_bundle, write_raw_tensor
 from edgekit.targets.device import Device, connect
 from edgekit.targets.runtimes import cache_dir
 from edgekit.targets.virtual.state import VirtualDevice
-from edgekit.types import Activation, ProbeRequest, ProbeResult
+from edgekit.types import Activation, Golden, ProbeRequest, ProbeResult, RawTensor
 from tests.fixtures.main_job import MODEL, Job, artifact
 
 INT8 = "static_wi8_ai8"
@@ -30,6 +30,8 @@ ON = {
 #: The one that is activated, which replays the golden inputs once more.
 LIVE = "executorch"
 CASES = [(system, runtime) for system, runtimes in ON.items() for runtime in runtimes]
+#: So many of the bundle's golden samples: an emulated inference takes more than a second.
+GOLDEN = 12
 #: The user's own, read before tests point the cache elsewhere: wheels are fetched once.
 CACHE = cache_dir()
 # The first user of the fixtures waits for all of them.
@@ -47,12 +49,50 @@ class Deployed:
 
 
 @pytest.fixture(scope="module")
-def deployed(request: pytest.FixtureRequest, job: Job) -> Iterator[Callable[[str], Deployed]]:
+def bundle(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    """The INT8 files of the main job, with fewer golden samples."""
+    folder = tmp_path_factory.mktemp("less-golden")
+    with Bundle.open(job.folder / "bundle") as whole:
+        names = {artifact(runtime, INT8) for runtime in ON["bookworm"]}
+        artifacts = [one for one in whole.manifest.artifacts if one.id in names]
+        files = {one.path: whole.file(one.path) for one in artifacts}
+
+        def cut(tensors: tuple[RawTensor, ...]) -> tuple[RawTensor, ...]:
+            few = [whole.tensor(tensor)[:GOLDEN] for tensor in tensors]
+            made = [
+                write_raw_tensor(folder, tensor.path, tensor.name, array)
+                for tensor, array in zip(tensors, few, strict=True)
+            ]
+            files.update({tensor.path: folder / tensor.path for tensor in made})
+            return tuple(made)
+
+        golden: Golden = whole.manifest.golden
+        assert golden.n > GOLDEN and golden.labels is None
+        golden = replace(
+            golden,
+            n=GOLDEN,
+            inputs=cut(golden.inputs),
+            outputs=cut(golden.outputs),
+            artifact_outputs={name: cut(golden.artifact_outputs[name]) for name in sorted(names)},
+        )
+        model = whole.manifest.model
+        with write_bundle(
+            folder / "bundle",
+            model=model,
+            artifacts=artifacts,
+            golden=golden,
+            evals=(),
+            files=files,
+        ) as less:
+            yield less
+
+
+@pytest.fixture(scope="module")
+def deployed(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[Callable[[str], Deployed]]:
     """Deploys to a system, once."""
     done: dict[str, Deployed] = {}
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
-        bundle = stack.enter_context(Bundle.open(job.folder / "bundle"))
 
         def deploy(system: str) -> Deployed:
             if system not in done:
