@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import fx
 
@@ -23,6 +22,7 @@ from edgekit.data import SampleSet
 from edgekit.errors import DataError, SourceError
 from edgekit.quantize import graph, rewrites
 from edgekit.quantize.calibrate import calibrate
+from edgekit.quantize.equal import prove_equal
 from edgekit.quantize.float_nodes import linear_layers
 from edgekit.quantize.heads import joined_outputs
 from edgekit.quantize.ladder import climb, replay
@@ -30,7 +30,6 @@ from edgekit.quantize.masks import masked_nodes
 from edgekit.quantize.prepare import (
     as_float32,
     as_module,
-    check_equal,
     export_program,
     prepare,
     re_export,
@@ -246,27 +245,19 @@ def _saved(
 
 
 def _rewritten(
-    program: Path, names: Sequence[str], choose: SampleSet
+    program: Path, applied: Sequence[str], choose: SampleSet
 ) -> torch.export.ExportedProgram:
     """The prepared program with rewrites applied, checked to compute the same."""
     exported = torch.export.load(program)
-    if not names:
+    if not applied:
         return exported
     gm = as_module(torch.export.load(program))
-    rewrites.apply(gm, names)
+    rewrites.apply(gm, applied)
     probes = list(samples(choose, _CHECKED))
     changed = re_export(gm, probes[0])
-    wanted, given = _outputs(exported, probes), _outputs(changed, probes)
-    check_equal(wanted, given, [f"output {i}" for i in range(len(wanted))])
+    names = [f"output {i}" for i in range(len(run(exported, probes[0])))]
+    prove_equal(as_module(exported), as_module(changed), probes, names)
     return changed
-
-
-def _outputs(
-    exported: torch.export.ExportedProgram, probes: Sequence[tuple[torch.Tensor, ...]]
-) -> list[np.ndarray]:
-    gm = as_module(exported)
-    rows = [[value.numpy() for value in run(gm, probe)] for probe in probes]
-    return [np.stack(column) for column in zip(*rows, strict=True)]
 
 
 def _ranges(reference: fx.GraphModule, calibration: SampleSet, path: Path) -> dict[str, Range]:

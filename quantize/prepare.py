@@ -3,7 +3,8 @@
 ``torch.export``, functionalisation, then clean-up that every converter profits from: batch norm and
 symmetric pads folded into convolutions, operators that do nothing removed, a weight and a bias of
 its own for every layer (:mod:`edgekit.quantize.passes`). The result must compute what the eager
-model computes; :func:`check_equal` proves it on real samples before anything else happens.
+model computes; :func:`edgekit.quantize.equal.prove_equal` proves it on real samples before anything
+else happens.
 """
 
 from __future__ import annotations
@@ -11,16 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx
 
-from edgekit import quality
 from edgekit.errors import SourceError
 from edgekit.quantize.passes import PASSES
-
-#: What preparation may cost: the difference is rounding of float32 sums.
-MIN_SQNR_DB = 100.0
 
 #: Floats of these widths are cast where a model is held in them, and refused inside of one.
 _OTHER_FLOATS = (torch.float16, torch.bfloat16, torch.float64)
@@ -134,26 +130,6 @@ def run(
 def flatten(outputs: Any) -> tuple[torch.Tensor, ...]:
     leaves, _ = torch.utils._pytree.tree_flatten(outputs)
     return tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
-
-
-def check_equal(
-    reference: Sequence[np.ndarray], prepared: Sequence[np.ndarray], names: Sequence[str]
-) -> float:
-    """SQNR in dB of the prepared program against eager, the worst output tensor's.
-
-    Raises:
-        SourceError: it is below :data:`MIN_SQNR_DB`.
-    """
-    worst = min(
-        (quality.sqnr_db(a, b), name) for a, b, name in zip(reference, prepared, names, strict=True)
-    )
-    if worst[0] < MIN_SQNR_DB:
-        raise SourceError(
-            f"The prepared program does not compute what the model computes: output "
-            f"{worst[1]!r} agrees to {worst[0]:.1f} dB only (at least {MIN_SQNR_DB:.0f} needed).",
-            remedy="Is the model deterministic in eval mode? If so, this is a bug in edgekit.",
-        )
-    return worst[0]
 
 
 def _refuse_unsupported(exported: torch.export.ExportedProgram) -> None:

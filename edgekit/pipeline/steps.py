@@ -102,7 +102,8 @@ def reference(payload: dict[str, Any]) -> None:
 
     from edgekit import quality
     from edgekit.quantize.engine import samples
-    from edgekit.quantize.prepare import as_float32, as_module, check_equal, flatten, run
+    from edgekit.quantize.equal import prove_equal
+    from edgekit.quantize.prepare import as_float32, as_module, flatten
 
     model = _load_model(payload)
     if model.weights_sha256 != payload["weights_sha256"]:
@@ -126,14 +127,13 @@ def reference(payload: dict[str, Any]) -> None:
                         stack[i] = value.numpy()
             return stacks, _write_tensors(folder, role, outputs, stacks)
 
-        golden, choose_files = eager("choose", choose)
-        program = as_module(torch.export.load(payload["program"]))
-        checked = list(samples(choose))[:_CHECK_SAMPLES]
-        per_sample = [[value.numpy() for value in run(program, sample)] for sample in checked]
-        prepared = [np.stack(values) for values in zip(*per_sample, strict=True)]
-        sqnr_db = check_equal(
-            [stack[: len(checked)] for stack in golden], prepared, [s.name for s in outputs]
+        sqnr_db = prove_equal(
+            module,
+            as_module(torch.export.load(payload["program"])),
+            list(samples(choose, _CHECK_SAMPLES)),
+            [spec.name for spec in outputs],
         )
+        golden, choose_files = eager("choose", choose)
         metric: Metric = payload["metric"] or quality.pick_metric(choose.labels, golden)
         report_stacks, report_files = eager("report", report) if report else ([], ())
         results.append(

@@ -6,9 +6,10 @@ For dynamic INT8, which gives an input one scale by its extremes: see
 
 from __future__ import annotations
 
+from edgekit.quantize.equal import prove_equal
 from edgekit.quantize.float_nodes import linear_layers
 from edgekit.quantize.outliers import CHANNELS, Apart, find
-from edgekit.quantize.prepare import check_equal, run
+from edgekit.quantize.prepare import as_module, run
 from edgekit.quantize.rewrites import edit
 from edgekit.quantize.rungs.base import Work
 
@@ -34,8 +35,7 @@ def apply(work: Work) -> str:
     whole = work.exported
     split = work.take_apart(Apart(found, tuple(sorted(layers))))
     work.float_nodes = frozenset(split.names[n] for n in work.float_nodes) | split.added
-    for sample in samples[:_CHECKED]:
-        wanted, given = run(whole, sample), run(work.exported, sample)
-        names = [f"output {i}" for i in range(len(wanted))]
-        check_equal([v.numpy() for v in wanted], [v.numpy() for v in given], names)
+    checked = samples[:_CHECKED]
+    names = [f"output {i}" for i in range(len(run(whole, checked[0])))]
+    prove_equal(as_module(whole), as_module(work.exported), checked, names)
     return f"{CHANNELS} channels of {len(found)} activations"
