@@ -69,7 +69,8 @@ QUICK = ("squeezenet1_1",)
 STATIC, DYNAMIC = "static_wi8_ai8", "dynamic_wi8_afp32"
 MIN_SHARE = 0.95
 MIN_FLOAT_DB, MIN_INT8_DB = 90.0, 6.0
-SAMPLES = 4
+#: To settle batch norms and to calibrate; to judge.
+CALIBRATED, JUDGED = 16, 4
 #: Seed of the inputs that the batch norms see: those of no other set.
 SETTLED = 10**6
 TIMEOUT_S = 900.0
@@ -153,8 +154,8 @@ def measure(name: str, work: Path, seed: int, timeout_s: float) -> Result:
 def quantize(name: str, folder: Path, seed: int, timeout_s: float) -> dict[str, Any]:
     """The JSON document that `edgekit quantize` prints for an architecture."""
     side = ARCHITECTURES[name]
-    for offset, role in enumerate(("calib", "eval")):
-        np.savez(folder / f"{role}.npz", input=noise(SAMPLES, side, 2 * seed + offset))
+    for offset, (role, count) in enumerate((("calib", CALIBRATED), ("eval", JUDGED))):
+        np.savez(folder / f"{role}.npz", input=noise(count, side, 2 * seed + offset))
     make_weights(name, folder / "weights.pt")
     command = [sys.executable, "-m", "edgekit", "quantize", f"torchvision:{name}", "--json"]
     command += ["--weights", "weights.pt"]
@@ -195,7 +196,7 @@ def make_weights(name: str, file: Path) -> None:
     import torch
 
     side = ARCHITECTURES[name]
-    images = torch.from_numpy(noise(SAMPLES, side, SETTLED)[:, 0])
+    images = torch.from_numpy(noise(CALIBRATED, side, SETTLED)[:, 0])
     torch.save(untrained.settle(untrained.network(name), images).state_dict(), file)
 
 

@@ -122,11 +122,11 @@ def first_difference(
     found: set[fx.Node] = set()
     values = _values(program, sample)
     for node in reversed(program.graph.nodes):
-        value = values.get(node)
         if found & node.users.keys():
             found.add(node)
-        elif value is not None:
-            same = any(_same(value, other) for other in there[value.shape])
+        elif node in values:
+            wanted = values[node]
+            same = any(_same(wanted, other) for other in there[wanted.shape])
             found.add(node) if same else lacking.append(node)
     return lacking[-1] if lacking else None
 

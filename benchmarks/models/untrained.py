@@ -3,7 +3,8 @@
 Input (1, 3, 224, 224) float32, about -1..1; logits. As they are made, such networks are no fair
 test: batch norm lets the activations fade from layer to layer, ConvNeXt multiplies its blocks by
 1e-6 and the vision transformer's head is zero. Here the batch norms have the statistics of their
-inputs on smooth noise, and the others weights of a trained network's size.
+inputs on calibration photos (with those of noise, EfficientNet-B0 amplifies a photo to scores in
+the hundreds, and rounding with it), and the others weights of a trained network's size.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 SEED = 0
-_NOISE_IMAGES = 8
+_PHOTOS = 8
 _LAYER_SCALE = 0.3
 
 
@@ -51,20 +52,6 @@ def example_inputs() -> tuple[torch.Tensor, ...]:
     import torch
 
     return (torch.zeros(1, 3, 224, 224),)
-
-
-def noise(count: int, size: int, seed: int = SEED) -> torch.Tensor:
-    """Images (count, 3, size, size) in -1..1 whose spectrum falls as 1/f, as that of photos."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(count, 3, size, size)
-    side = 4
-    while side <= size:
-        part = torch.randn(count, 3, side, side, generator=generator)
-        total += torch.nn.functional.interpolate(part, size, mode="bilinear") * (4 / side)
-        side *= 2
-    return total / total.abs().amax((1, 2, 3), keepdim=True)
 
 
 def settle(model: nn.Module, images: torch.Tensor) -> nn.Module:
@@ -102,8 +89,14 @@ def network(name: str) -> nn.Module:
 
 
 def _settled(name: str) -> nn.Module:
+    import torch
+
+    from benchmarks.quality.sets import photos
+
+    def make() -> nn.Module:
+        return settle(_network(name), torch.from_numpy(photos("calib", _PHOTOS)["input"]))
+
     model = _network(name)
-    make = lambda: settle(_network(name), noise(_NOISE_IMAGES, 224))  # noqa: E731
     model.load_state_dict(weights(name, Path(__file__), make))
     return model.eval()
 
