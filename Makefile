@@ -52,7 +52,8 @@ types: $(STAMP)
 	$(VENV)/bin/mypy
 
 pytest: $(STAMP)
-	PATH="$(BIN):$$PATH" OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest \
+	@# With as many files at a time as there are cores, more threads would wait for each other.
+	PATH="$(BIN):$$PATH" OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest \
 	    --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder $(PYTEST)
 
 format: $(STAMP)
