@@ -203,6 +203,7 @@ def repair_program(
         return _saved(exported, recipe, (), folder)
     source = calibration
     float_nodes |= {n.name for n in reference.graph.nodes if str(n.target) in settings.float_ops}
+    judge = SimulatedJudge(reference, choose, settings.metric)
     work = Work(
         exported=exported,
         reference=reference,
@@ -212,7 +213,7 @@ def repair_program(
         dtype=recipe.activations,
         float_nodes=frozenset(float_nodes),
         calibration=lambda limit: list(samples(source, limit)),
-        judge=SimulatedJudge(reference, choose, settings.metric),
+        judge=judge,
         max_drop=settings.max_drop,
         notes=saved,
         dynamic=dynamic,
@@ -225,6 +226,7 @@ def repair_program(
     else:
         rungs = [RUNGS[name] for name in settings.rungs]
         rungs = [rung for rung in rungs if (rung.dynamic if dynamic else rung.static)]
+        work.max_drop = judge.aim(settings.max_drop)
         steps, ladder = climb(work, rungs, saved, on_rung=on_step)
     made = replace(
         recipe, steps=steps, ranges=work.kind, float_nodes=tuple(sorted(work.float_nodes))

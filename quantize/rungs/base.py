@@ -32,6 +32,9 @@ from edgekit.types import Metric, RangeKind
 _CHUNK = 8
 #: A set is judged on at most so many samples, spread evenly over it.
 MAX_JUDGED = 256
+#: The part of the budget that is aimed at, for drops that measure a distance: a file errs some per
+#: cent more than the simulation of it. Drops that count samples come in steps that are larger.
+_AIM = 0.9
 
 Sample = tuple[torch.Tensor, ...]
 
@@ -60,10 +63,10 @@ class Work:
     are those of the calibration, of which ``kind`` is in use; ``float_nodes`` are nodes that no
     runtime may quantize. ``calibration`` gives so many samples spread over the set, ``training``
     are the user's training samples, if there are any; ``judge`` measures; ``max_drop`` is the
-    budget. ``notes`` is a folder for what is worth keeping between runs, whatever their budget.
-    With ``dynamic``, only linear layers are quantized, and the grids of their inputs are made at
-    run time. ``added_ns`` is what float layers cost one inference on this host. ``channel_means``
-    are the reference's, once bias correction has needed them.
+    drop that is aimed at. ``notes`` is a folder for what is worth keeping between runs, whatever
+    their budget. With ``dynamic``, only linear layers are quantized, and the grids of their inputs
+    are made at run time. ``added_ns`` is what float layers cost one inference on this host.
+    ``channel_means`` are the reference's, once bias correction has needed them.
     """
 
     exported: torch.export.ExportedProgram
@@ -154,6 +157,15 @@ class SimulatedJudge:
         ]
         return _stacks([values for chunk in chunks for values in chunk])
 
+    @property
+    def metric(self) -> Metric:
+        """The metric of the drop, picked by the labels and outputs where none was given."""
+        return self._metric or quality.pick_metric(self._labels, self._float)
+
+    def aim(self, max_drop: float) -> float:
+        """The simulated drop at which files keep the budget, as far as that can be told."""
+        return max_drop if self.metric in ("top1", "agreement") else _AIM * max_drop
+
     def __call__(self, work: Work, limit: int = MAX_JUDGED) -> Quality:
         positions = spread(len(self._kept), limit)
         given: list[Values] = []
@@ -162,14 +174,13 @@ class SimulatedJudge:
         outputs = _stacks(given)
         wanted = [stack[positions] for stack in self._float]
         labels = None if self._labels is None else self._labels[positions]
-        metric = self._metric or quality.pick_metric(self._labels, self._float)
         return Quality(
             sqnr_db=min(
                 quality.sqnr_db(a, b)
                 for a, b in zip(wanted, outputs, strict=True)
                 if a.dtype.kind == "f"
             ),
-            drop=quality.metric_drop(metric, wanted, outputs, labels),
+            drop=quality.metric_drop(self.metric, wanted, outputs, labels),
         )
 
     def _chunks(self, indices: Sequence[int]) -> Iterator[list[Sample]]:

@@ -13,13 +13,14 @@ import torch
 from edgekit.data import SampleSet, load_samples
 from edgekit.quantize import graph
 from edgekit.quantize.calibrate import calibrate
+from edgekit.quantize.engine import PROGRAM, RepairSettings, repair_program
 from edgekit.quantize.ladder import FOOT, climb, replay
 from edgekit.quantize.prepare import as_module, export_program, prepare
 from edgekit.quantize.recipes import RECIPES
 from edgekit.quantize.rungs import RUNGS, Rung
 from edgekit.quantize.rungs.base import SimulatedJudge, Work, sample_at, spread
 from edgekit.quantize.simulate import round_weight
-from edgekit.types import RungResult, TensorSpec
+from edgekit.types import Metric, RungResult, TensorSpec
 from tests.quantize.nets import Residual, build, image_inputs
 
 #: No drop is below it, so that every rung is climbed.
@@ -254,3 +255,41 @@ def test_a_short_training_brings_the_outputs_closer(
     work.training = work.calibration(16)
     assert RUNGS["quantization_aware_training"].apply(work)
     assert work.judge(work).sqnr_db > before.sqnr_db + 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "aimed"),
+    [("relative_error", 0.18), ("cosine", 0.18), ("agreement", 0.2), (None, 0.2)],
+)
+def test_a_distance_is_aimed_at_below_the_budget(
+    metric: Metric | None,
+    aimed: float,
+    exported: torch.export.ExportedProgram,
+    sets: dict[str, SampleSet],
+) -> None:
+    """Files err a little more than the simulation; None is picked by the outputs, scores here."""
+    judge = SimulatedJudge(as_module(exported), sets["choose"], metric)
+    assert judge.aim(0.2) == pytest.approx(aimed)
+    assert judge.metric == (metric or "agreement")
+
+
+def test_a_distance_within_the_budget_but_above_the_aim_climbs_on(
+    exported: torch.export.ExportedProgram, sets: dict[str, SampleSet], tmp_path: Path
+) -> None:
+    torch.export.save(exported, tmp_path / PROGRAM)
+
+    def climbed(max_drop: float) -> list[str]:
+        made = tmp_path / f"{max_drop}"
+        made.mkdir()
+        settings = RepairSettings(
+            RECIPES["static_wi8_ai8"], ("float_layers",), max_drop, metric="relative_error"
+        )
+        given = (tmp_path / PROGRAM, sets["calibration"], sets["choose"], settings)
+        repaired = repair_program(*given, tmp_path, tmp_path, made)
+        drops.append(repaired.ladder[0].drop)
+        return [result.rung for result in repaired.ladder]
+
+    drops: list[float] = []
+    assert climbed(1.0) == [FOOT]
+    assert climbed(drops[0] / 0.85) == [FOOT]
+    assert climbed(drops[0] / 0.95) == [FOOT, "float_layers"]
