@@ -2,13 +2,13 @@
 
 Each architecture, with seeded random weights and batch norms that have the statistics of their
 inputs, goes through `edgekit quantize` in a process of its own: calibrated and judged on a few
-seeded inputs, float and INT8, for every runtime, within a budget of a quarter of the outputs' power
-(6 dB). A cell is ok when its file was made, ran on this
-machine and is what it is called: a float file gives the eager model's outputs to 90 dB, an INT8
-file has the int8 share that its recipe promises (else it counts as failed there) and gives them to
-6 dB: untrained networks are no measure of accuracy, but something of them has to be left. Results
-are kept in a folder, by architecture and version of the code, so that a run that was cut off goes
-on where it was; an architecture that took too long is tried again.
+seeded inputs, float and INT8, for every runtime, within a budget of a quarter of the outputs'
+variance (6 dB). A cell is ok when its file was made, ran on this machine and is what it is called:
+a float file gives the eager model's outputs to 90 dB, an INT8 file has the int8 share that its
+recipe promises (else it counts as failed there) and gives them to 6 dB: untrained networks are no
+measure of accuracy, but something of them has to be left. Results are kept in a folder, by
+architecture and version of the code, so that a run that was cut off goes on where it was; an
+architecture that took too long is tried again.
 """
 
 from __future__ import annotations

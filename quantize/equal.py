@@ -7,6 +7,7 @@ sums are exact enough that only a real difference is left.
 
 from __future__ import annotations
 
+import traceback
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,9 +54,9 @@ def prove_equal(
         return sqnr_db
     try:
         wanted, given = _in_float64(reference, samples), _in_float64(changed, samples)
-    except RuntimeError:
-        # It casts to float32 on its way.
-        pass
+    except Exception:
+        # It casts to float32 on its way, or asserts that it is given that: float32 has to decide.
+        traceback.print_exc()
     else:
         precise_db, precise_name = _worst(wanted, given, names)
         if precise_db >= MIN_SQNR_DB:
@@ -91,10 +92,14 @@ def _in_float64(module: torch.nn.Module, samples: Sequence[Sample]) -> Outputs:
 
 
 def _where(reference: torch.nn.Module, changed: fx.GraphModule, sample: Sample) -> str:
-    """A sentence that names the first node of the reference from which on nothing agrees."""
+    """A sentence that names the first node of the reference from which on nothing agrees.
+
+    Raises nothing: the search must not hide the error that it is about.
+    """
     try:
         node = first_difference(reference, changed, sample)
-    except (SourceError, RuntimeError):
+    except Exception:
+        traceback.print_exc()
         return ""
     if node is None:
         return ""
@@ -132,7 +137,9 @@ def first_difference(
 
 
 def _same(value: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
-    return np.array_equal(value, other) or quality.sqnr_db(value, other) >= _SAME_DB
+    if value.size == 0 or np.isnan(value).any():
+        return np.array_equal(value, other, equal_nan=True)
+    return quality.sqnr_db(value, other) >= _SAME_DB
 
 
 def _values(gm: fx.GraphModule, sample: Sample) -> Mapping[fx.Node, np.ndarray[Any, Any]]:

@@ -90,3 +90,17 @@ def test_a_program_that_casts_on_its_way_is_judged_in_float32() -> None:
 
     with pytest.raises(SourceError, match="agrees to 20"):
         prove_equal(build(Others), as_module(exported), [sample], ["output"])
+
+
+def test_a_value_on_the_way_that_is_no_number_hides_no_error() -> None:
+    class Logs(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * torch.where(x > 0, torch.log(x), x)
+
+    class Others(Logs):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 1.1 * super().forward(x)
+
+    sample = torch.randn(1, 64)
+    with pytest.raises(SourceError, match=r"agrees to 20.* begins at node 'mul_1'"):
+        prove_equal(build(Others), program_of(build(Logs), sample), [(sample,)], ["output"])
