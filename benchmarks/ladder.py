@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from benchmarks.common import Report, argument_parser, conditions, finish
 from benchmarks.engine import EXAMPLE, prepared
 from edgekit.config import ProjectConfig
+from edgekit.errors import EdgekitError
 from edgekit.types import RungResult
 
 #: No drop is below it, so that every rung is climbed.
@@ -28,8 +29,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("project", nargs="?", type=Path, default=EXAMPLE)
     parser.add_argument("--plot", type=Path, help="write the plot there")
     given = parser.parse_args(arguments)
-    with TemporaryDirectory(prefix="ladder-") as folder:
-        rungs = climb_all(given.project, Path(folder), quick=given.quick)
+    try:
+        with TemporaryDirectory(prefix="ladder-") as folder:
+            rungs = climb_all(given.project, Path(folder), quick=given.quick)
+    except EdgekitError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
     if given.plot:
         draw(rungs, given.plot)
     return finish(report(rungs), as_json=given.json, quick=given.quick)
