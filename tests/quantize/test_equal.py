@@ -99,8 +99,8 @@ def test_a_value_on_the_way_that_is_no_number_hides_no_error() -> None:
 
     class Others(Logs):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return 1.1 * super().forward(x)
+            return super().forward(1.1 * x)
 
     sample = torch.randn(1, 64)
-    with pytest.raises(SourceError, match=r"agrees to 20.* begins at node 'mul_1'"):
+    with pytest.raises(SourceError, match=r"agrees to .* begins at node 'mul'"):
         prove_equal(build(Others), program_of(build(Logs), sample), [(sample,)], ["output"])
