@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from edgekit import codec, quality, registry
 from edgekit.errors import EdgekitError, ExportFailed, MissingExtra
 from edgekit.quantize import rewrites
 from edgekit.quantize.base import ExportRequest, example_inputs
+from edgekit.quantize.capture import Capture
 from edgekit.quantize.engine import PROGRAM, RANGES
 from edgekit.quantize.layer_errors import InPlace, Measured
 from edgekit.quantize.own_errors import channel_axis, decibels, own_errors
@@ -107,7 +107,8 @@ def in_place(
     against_file: list[_Error] = []
     capture = Capture(reference, wanted)
     for i, sample in enumerate(samples):
-        wanted_outputs = capture.run_sample(sample)
+        tensors = [torch.from_numpy(np.array(array)) for array in sample]
+        wanted_outputs = capture.run_sample(tensors)
         given, results = reader.read(sample, capture.values)
         for name, value in given.items():
             sums.setdefault(name, _Error()).add(capture.values[name], value)
@@ -127,30 +128,6 @@ def in_place(
         output_sqnr_db=tuple(error.sqnr_db for error in outputs),
         notes=tuple(notes),
     )
-
-
-class Capture(fx.Interpreter):
-    """Runs a graph module and keeps the float values of some of its nodes as numpy arrays."""
-
-    def __init__(self, gm: fx.GraphModule, wanted: Collection[str]) -> None:
-        super().__init__(gm)
-        self._wanted = frozenset(wanted)
-        self.values: dict[str, np.ndarray] = {}
-
-    def run_sample(self, sample: Sample) -> list[np.ndarray]:
-        """The outputs; the values are in :attr:`values` until the next sample."""
-        self.values = {}
-        with torch.inference_mode():
-            results = self.run(*(torch.from_numpy(np.array(array)) for array in sample))
-        leaves = pytree.tree_leaves(results)
-        return [leaf.numpy() for leaf in leaves if isinstance(leaf, torch.Tensor)]
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.name in self._wanted and isinstance(value, torch.Tensor):
-            # A copy: an operator further on may work in place.
-            self.values[n.name] = value.clone().numpy()
-        return value
 
 
 class _Error:

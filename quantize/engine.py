@@ -258,7 +258,13 @@ def _rewritten(
     probes = list(samples(choose, _CHECKED))
     changed = re_export(gm, probes[0])
     names = [f"output {i}" for i in range(len(run(exported, probes[0])))]
-    prove_equal(as_module(exported), as_module(changed), probes, names)
+    prove_equal(
+        as_module(exported),
+        as_module(changed),
+        probes,
+        names,
+        f"rewriting it ({', '.join(applied)})",
+    )
     return changed
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import fx
 
 from edgekit import quality
 from edgekit.errors import SourceError
+from edgekit.quantize.capture import Capture
 from edgekit.quantize.origins import module_of, source_of
 from edgekit.quantize.prepare import export_program, flatten
 
@@ -35,6 +36,7 @@ def prove_equal(
     changed: fx.GraphModule,
     samples: Sequence[Sample],
     names: Sequence[str],
+    change: str,
 ) -> float:
     """SQNR in dB of the changed program against the reference, the worst output tensor's.
 
@@ -45,6 +47,7 @@ def prove_equal(
         reference: a model or program in eval mode.
         samples: inputs with batch dimension, at least one.
         names: of the outputs.
+        change: what made the one into the other, for the error.
 
     Raises:
         SourceError: they do not compute the same; names the output and the node where it begins.
@@ -63,7 +66,7 @@ def prove_equal(
             return precise_db
         sqnr_db, name = max((sqnr_db, name), (precise_db, precise_name))
     raise SourceError(
-        f"The prepared program does not compute what the model computes: output {name!r} agrees "
+        f"The program does not compute the same after {change} as before: output {name!r} agrees "
         f"to {sqnr_db:.1f} dB only (at least {MIN_SQNR_DB:.0f} needed)."
         f"{_where(reference, changed, samples[0])}",
         remedy="Is the model deterministic in eval mode? If so, this is a bug in edgekit.",
@@ -142,18 +145,10 @@ def _same(value: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
     return quality.sqnr_db(value, other) >= _SAME_DB
 
 
-def _values(gm: fx.GraphModule, sample: Sample) -> Mapping[fx.Node, np.ndarray[Any, Any]]:
+def _values(gm: fx.GraphModule, sample: Sample) -> dict[fx.Node, np.ndarray[Any, Any]]:
     """Every float tensor that an operator of the program gives."""
-    kept: dict[fx.Node, np.ndarray[Any, Any]] = {}
-
-    class Keeper(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            tensor = value if isinstance(value, torch.Tensor) else None
-            if n.op == "call_function" and tensor is not None and tensor.is_floating_point():
-                kept[n] = tensor.numpy()
-            return value
-
-    with torch.inference_mode():
-        Keeper(gm).run(*sample)
-    return kept
+    nodes = [node for node in gm.graph.nodes if node.op == "call_function"]
+    capture = Capture(gm, {node.name for node in nodes})
+    capture.run_sample(sample)
+    values = ((node, capture.values.get(node.name)) for node in nodes)
+    return {node: v for node, v in values if v is not None and v.dtype.kind == "f"}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 SEED = 0
-_PHOTOS = 16
+PHOTOS = 16
 _CONTRAST = 3.0
 _LAYER_SCALE = 0.3
 
@@ -54,6 +54,13 @@ def example_inputs() -> tuple[torch.Tensor, ...]:
     import torch
 
     return (torch.zeros(1, 3, 224, 224),)
+
+
+def varied(images: torch.Tensor) -> torch.Tensor:
+    """Images of -1..1 as they are, with more contrast, and as negatives."""
+    import torch
+
+    return torch.cat([images, (images * _CONTRAST).clamp(-1, 1), -images])
 
 
 def settle(model: nn.Module, images: torch.Tensor) -> nn.Module:
@@ -96,9 +103,8 @@ def _settled(name: str) -> nn.Module:
     from benchmarks.quality.sets import photos
 
     def make() -> nn.Module:
-        seen = torch.from_numpy(photos("calib", _PHOTOS)["input"])
-        images = torch.cat([seen, (seen * _CONTRAST).clamp(-1, 1), -seen])
-        return settle(_network(name), images)
+        images = torch.from_numpy(photos("calib", PHOTOS)["input"])
+        return settle(_network(name), varied(images))
 
     model = _network(name)
     model.load_state_dict(weights(name, Path(__file__), make))

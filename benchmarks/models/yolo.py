@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.models.cached import weights
-from benchmarks.models.untrained import SEED, settle
+from benchmarks.models.untrained import PHOTOS, SEED, settle, varied
 
 if TYPE_CHECKING:
     import torch
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 SIZE = 320
 BOXES = 4
-#: What batch norms are given the statistics of.
-_PHOTOS = 4
 
 
 def yolo11n() -> nn.Module:
@@ -58,7 +56,8 @@ def _detector(name: str) -> nn.Module:
     from benchmarks.quality.sets import photos_at_320
 
     def make() -> nn.Module:
-        return settle(_network(name), torch.from_numpy(photos_at_320("calib", _PHOTOS)["input"]))
+        images = torch.from_numpy(photos_at_320("calib", PHOTOS)["input"])
+        return settle(_network(name), (varied(2 * images - 1) + 1) / 2)
 
     model = _network(name)
     model.load_state_dict(weights(name, Path(__file__), make))

@@ -132,6 +132,7 @@ def reference(payload: dict[str, Any]) -> None:
             as_module(torch.export.load(payload["program"])),
             list(samples(choose, _CHECK_SAMPLES)),
             [spec.name for spec in outputs],
+            "preparation",
         )
         golden, choose_files = eager("choose", choose)
         metric: Metric = payload["metric"] or quality.pick_metric(choose.labels, golden)

@@ -37,5 +37,6 @@ def apply(work: Work) -> str:
     work.float_nodes = frozenset(split.names[n] for n in work.float_nodes) | split.added
     checked = samples[:_CHECKED]
     names = [f"output {i}" for i in range(len(run(whole, checked[0])))]
-    prove_equal(as_module(whole), as_module(work.exported), checked, names)
+    before, after = as_module(whole), as_module(work.exported)
+    prove_equal(before, after, checked, names, "taking outlier channels apart")
     return f"{CHANNELS} channels of {len(found)} activations"

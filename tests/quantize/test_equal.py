@@ -38,7 +38,9 @@ def program_of(module: nn.Module, sample: torch.Tensor) -> fx.GraphModule:
 
 def test_what_folding_leaves_is_proven_in_float32() -> None:
     module, samples = build(Net), [(torch.randn(SHAPE),) for _ in range(3)]
-    assert prove_equal(module, program_of(module, samples[0][0]), samples, ["a", "b"]) > 100
+    assert (
+        prove_equal(module, program_of(module, samples[0][0]), samples, ["a", "b"], "folding") > 100
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,7 @@ def test_a_difference_names_the_output_and_where_it_begins(
     broken = list(graph.layers(gm))[layer].weight
     graph.set_attribute(gm, broken, graph.attribute(gm, broken) * 1.5)
     with pytest.raises(SourceError, match=rf"output '{output}' agrees to \d+\.") as caught:
-        prove_equal(original, gm, [(sample,)], ["a", "b"])
+        prove_equal(original, gm, [(sample,)], ["a", "b"], "folding")
     assert f"({module}.0, " in str(caught.value)
     assert "test_equal.py:" in str(caught.value), "with its line"
     node = first_difference(original, gm, (sample,))
@@ -69,7 +71,7 @@ def test_a_deep_network_that_amplifies_rounding_is_proven_in_float64() -> None:
     held = {name: value.clone() for name, value in module.state_dict().items()}
     wanted = module(sample).detach().numpy()
     assert quality.sqnr_db(wanted, run(gm, (sample,))[0].numpy()) < 100, "else nothing is tested"
-    assert prove_equal(module, gm, [(sample,)], ["output"]) > 100
+    assert prove_equal(module, gm, [(sample,)], ["output"], "folding") > 100
     after = module.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in held.items())
     assert run(gm, (sample,))[0].dtype == torch.float32
@@ -82,14 +84,14 @@ def test_a_program_that_casts_on_its_way_is_judged_in_float32() -> None:
 
     module, sample = build(Casts), (torch.randn(4, 4), torch.randn(4, 4))
     exported, _ = prepare(export_program(module, sample), sample)
-    assert prove_equal(module, as_module(exported), [sample], ["output"]) > 100
+    assert prove_equal(module, as_module(exported), [sample], ["output"], "folding") > 100
 
     class Others(Casts):
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return 1.1 * super().forward(x, y)
 
     with pytest.raises(SourceError, match="agrees to 20"):
-        prove_equal(build(Others), as_module(exported), [sample], ["output"])
+        prove_equal(build(Others), as_module(exported), [sample], ["output"], "folding")
 
 
 def test_a_value_on_the_way_that_is_no_number_hides_no_error() -> None:
@@ -103,4 +105,6 @@ def test_a_value_on_the_way_that_is_no_number_hides_no_error() -> None:
 
     sample = torch.randn(1, 64)
     with pytest.raises(SourceError, match=r"agrees to .* begins at node 'mul'"):
-        prove_equal(build(Others), program_of(build(Logs), sample), [(sample,)], ["output"])
+        prove_equal(
+            build(Others), program_of(build(Logs), sample), [(sample,)], ["output"], "folding"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import time
@@ -70,15 +69,9 @@ def test_a_device_that_names_another_owner_each_time_is_given_up(
     assert 0.9 < time.monotonic() - started < 5
 
 
-def _lock_content(device: Device) -> dict[str, Any]:
-    content = json.loads(Path(device.channel.root, "lock").read_text() or "{}")
-    assert isinstance(content, dict)
-    return content
-
-
 def _rewrite_lock(device: Device, **changes: Any) -> None:
-    content = {**_lock_content(device), **changes}
-    Path(device.channel.root, "lock").write_text(json.dumps(content))
+    with agent.exclusive(agent.Root(device.channel.root)) as lock:
+        lock.write({**lock.content, **changes})
 
 
 def _free(device: Device) -> bool:
