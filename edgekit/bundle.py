@@ -7,6 +7,7 @@ The fields of the manifest are described in docs/manifest.md.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 import stat
@@ -256,27 +257,61 @@ def write_bundle(
     return Bundle.open(dest, verify=False)
 
 
-def write_raw_tensor(folder: Path, path: str, name: str, array: NDArray[Any]) -> RawTensor:
-    """Writes an array as raw little-endian, C-ordered bytes under ``folder/path``.
+class RawTensorWriter:
+    """Writes an array row by row as raw little-endian, C-ordered bytes under ``folder/path``.
 
     Args:
         folder: where the files of a bundle-to-be are collected.
         path: relative to it, as it will stand in the manifest.
         name: the tensor's name in the model or artifact.
-        array: shape (n, ...), one of the dtypes of ``types.BYTES_PER_ELEMENT``.
+        dtype: one of the dtypes of ``types.BYTES_PER_ELEMENT``.
+        shape: (n, ...), n rows of the others.
 
     Raises:
-        BundleError: for another dtype, an empty array, or a path that no manifest may hold.
+        BundleError: for another dtype, an empty shape, or a path that no manifest may hold.
     """
-    import numpy as np
 
-    if problem := path_problem(path):
-        raise BundleError(f"{path!r:.200} {problem}.")
-    if array.dtype.name not in BYTES_PER_ELEMENT or array.size == 0 or array.ndim == 0:
-        raise BundleError(f"{path}: cannot store {array.dtype} {array.shape} as a raw tensor.")
-    target = folder / path
-    target.parent.mkdir(parents=True, exist_ok=True)
-    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    with target.open("wb") as f:
-        f.write(little.data)
-    return RawTensor(name, path, array.dtype.name, array.shape, sha256_file(target))
+    def __init__(
+        self, folder: Path, path: str, name: str, dtype: str, shape: tuple[int, ...]
+    ) -> None:
+        if problem := path_problem(path):
+            raise BundleError(f"{path!r:.200} {problem}.")
+        if dtype not in BYTES_PER_ELEMENT or not shape or 0 in shape:
+            raise BundleError(f"{path}: cannot store {dtype} {shape} as a raw tensor.")
+        self._target = folder / path
+        self._made = (name, path, dtype, shape)
+        self._target.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._target.open("wb")
+
+    def __enter__(self) -> RawTensorWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, rows: NDArray[Any]) -> None:
+        """Append one row, or some: any array whose elements are theirs."""
+        import numpy as np
+
+        dtype = np.dtype(self._made[2]).newbyteorder("<")
+        self._file.write(np.ascontiguousarray(rows, dtype=dtype).data)
+
+    def finish(self) -> RawTensor:
+        """What the manifest says of it.
+
+        Raises:
+            BundleError: there are not as many elements as the shape says.
+        """
+        self._file.close()
+        name, path, dtype, shape = self._made
+        wanted, given = math.prod(shape) * BYTES_PER_ELEMENT[dtype], self._target.stat().st_size
+        if given != wanted:
+            raise BundleError(f"{path}: {given} bytes are not the {wanted} of {dtype} {shape}.")
+        return RawTensor(name, path, dtype, shape, sha256_file(self._target))
+
+
+def write_raw_tensor(folder: Path, path: str, name: str, array: NDArray[Any]) -> RawTensor:
+    """Writes an array of shape (n, ...) as :class:`RawTensorWriter` does, which says the rest."""
+    with RawTensorWriter(folder, path, name, array.dtype.name, array.shape) as writer:
+        writer.write(array)
+        return writer.finish()

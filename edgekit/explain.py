@@ -28,8 +28,6 @@ from edgekit.units import apart, megabytes, milliseconds, number
 
 Objective = Literal["p50", "p90"]
 
-# 0.1 may come out of 1 - 0.9 as 0.09999999999999998 or of a sum as 0.1000000000000001.
-_ROUNDING = 1e-9
 _STAGES = {
     "export": "exporter",
     "inspect": "inspection",
@@ -72,7 +70,7 @@ def over_budget(
     drop, rss = candidate.drop, candidate.peak_rss_bytes
     if drop is None or not math.isfinite(drop):
         reasons.append("its outputs on the device were not compared")
-    elif drop > budget.max_drop + _ROUNDING:
+    elif not quality.within(drop, budget.max_drop):
         d = apart(drop, budget.max_drop)
         where = _worst_output(checks)
         reasons.append(f"drop{where} {number(drop, d)} > budget {number(budget.max_drop, d)}")

@@ -31,6 +31,9 @@ MIN_SQNR_DB = 6.0
 """Below this a quarter of an output's power is error: it is another output, whatever the metric of
 the first one says. Working INT8 artifacts lie between 10 and 40 dB."""
 
+#: 0.1 may come out of 1 - 0.9 as 0.09999999999999998 or of a sum as 0.1000000000000001.
+_ROUNDING = 1e-9
+
 _BLOCK_ELEMENTS = 1 << 20
 _METRIC_REMEDY = 'Set metric = "agreement", "cosine" or "relative_error".'
 
@@ -90,6 +93,11 @@ def unlike_float(output: str, sqnr: float) -> str:
     return (
         f"output {output} is at {sqnr:.1f} dB against the float model (at least {MIN_SQNR_DB:g} dB)"
     )
+
+
+def within(drop: float, max_drop: float) -> bool:
+    """Whether a drop keeps the budget; one that is exactly as large does, however it was summed."""
+    return drop <= max_drop + _ROUNDING
 
 
 def top1_agreement(reference: Array, other: Array) -> float:

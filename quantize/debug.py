@@ -20,8 +20,9 @@ from edgekit.errors import EdgekitError, ExportFailed, MissingExtra
 from edgekit.quantize import rewrites
 from edgekit.quantize.base import ExportRequest, example_inputs
 from edgekit.quantize.capture import Capture
-from edgekit.quantize.engine import PROGRAM, RANGES
+from edgekit.quantize.engine import APART, PROGRAM, RANGES
 from edgekit.quantize.layer_errors import InPlace, Measured
+from edgekit.quantize.outliers import Apart, split
 from edgekit.quantize.own_errors import channel_axis, decibels, own_errors
 from edgekit.quantize.prepare import as_module, re_export
 from edgekit.quantize.ranges import Range, load_ranges
@@ -232,6 +233,10 @@ class _Files:
             program = re_export(gm, example_inputs(self.inputs))
             self.repaired = Path(payload["work"]) / PROGRAM
             torch.export.save(program, self.repaired)
+        if payload["repaired"] and (Path(payload["repaired"]) / APART).is_file():
+            path = Path(payload["repaired"]) / APART
+            apart = codec.from_json(Apart, path.read_bytes(), where=str(path))
+            program = split(program, apart, example_inputs(self.inputs)).exported
         self.reference = as_module(program)
         self.ranges_file: Path | None = None
         self.ranges: Mapping[str, Range] = {}

@@ -27,6 +27,7 @@ from edgekit.quantize.float_nodes import linear_layers
 from edgekit.quantize.heads import joined_outputs
 from edgekit.quantize.ladder import climb, replay
 from edgekit.quantize.masks import masked_nodes
+from edgekit.quantize.memory import affordable, input_bytes, live_bytes
 from edgekit.quantize.prepare import (
     as_float32,
     as_module,
@@ -43,6 +44,8 @@ from edgekit.types import Metric, Recipe, RungResult, TensorSpec
 
 PROGRAM = "program.pt2"
 RANGES = "ranges.json"
+#: The channels that are computed apart, where there are some.
+APART = "apart.json"
 
 #: Samples on which a rewritten program is compared with the one that it came from.
 _CHECKED = 4
@@ -158,7 +161,8 @@ def repair_program(
     train: SampleSet | None = None,
     on_step: Callable[[str], None] = lambda name: None,
 ) -> Repaired:
-    """Calibrate and climb the ladder; writes ``program.pt2`` and ``ranges.json`` into ``folder``.
+    """Calibrate and climb the ladder; writes ``program.pt2`` and ``ranges.json`` into ``folder``,
+    and ``apart.json`` where channels are computed apart.
 
     Dynamic INT8 has no ranges, and without calibration samples no repair.
 
@@ -201,7 +205,13 @@ def repair_program(
         )
     if calibration is None or (dynamic and not linear_layers(reference, ())):
         return _saved(exported, recipe, (), folder)
-    source = calibration
+    calibrated_on, live = calibration, live_bytes(reference)
+
+    def training() -> list[tuple[torch.Tensor, ...]]:
+        if train is None:
+            return []
+        return list(samples(train, affordable(input_bytes(reference), MAX_TRAINED)))
+
     float_nodes |= {n.name for n in reference.graph.nodes if str(n.target) in settings.float_ops}
     judge = SimulatedJudge(reference, choose, settings.metric)
     work = Work(
@@ -212,12 +222,12 @@ def repair_program(
         kind=recipe.ranges,
         dtype=recipe.activations,
         float_nodes=frozenset(float_nodes),
-        calibration=lambda limit: list(samples(source, limit)),
+        calibration=lambda limit: list(samples(calibrated_on, affordable(live, limit))),
         judge=judge,
         max_drop=settings.max_drop,
         notes=saved,
         dynamic=dynamic,
-        training=list(samples(train, MAX_TRAINED)) if train is not None else None,
+        training=training,
     )
     ladder: tuple[RungResult, ...] = ()
     if settings.replay:
@@ -231,6 +241,8 @@ def repair_program(
     made = replace(
         recipe, steps=steps, ranges=work.kind, float_nodes=tuple(sorted(work.float_nodes))
     )
+    if work.apart is not None:
+        (folder / APART).write_text(codec.to_json(work.apart), encoding="utf-8")
     return _saved(with_constants(work.exported, work.constants()), made, ladder, folder)
 
 

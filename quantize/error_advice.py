@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from edgekit import registry
 from edgekit.quantize.layer_errors import Facts, Measured, Node
 from edgekit.types import Recipe
 
@@ -24,7 +25,7 @@ _WASTED = 4.0
 #: An RMS of so few steps leaves an SQNR of 29 dB at most: 20 log10(8) + 10.8.
 _FEW_STEPS = 8.0
 
-_FLOAT = "the float_layers rung, or the recipe static_wi8_ai16"
+_INT16 = "static_wi8_ai16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Case:
     node: Node
     measured: Measured
     recipe: Recipe
+    runtime: str
     own_share: float | None
     #: The node of the largest own error among those that this one's error comes from.
     source: Node | None = None
@@ -63,20 +65,27 @@ def _own(case: Case, facts: Facts) -> str:
     if weights >= _MOST:
         return _weights(recipe, facts, weights)
     if facts.clip_share >= _MOST:
-        return _clipping(recipe, facts)
+        return _clipping(case, facts)
     if facts.stretch >= _WASTED:
         rare = f"99.8 % of the values need 1/{facts.stretch:.0f} of the range"
         if recipe.ranges == "minmax":
-            return f'{rare}: take ranges = "histogram", "mse" or "percentile" (the ranges rung)'
-        return f"{rare}, which even {recipe.ranges} ranges keep: {_FLOAT}"
+            return f"{rare}: the ranges rung, which tries narrower ones"
+        return f"{rare}, which even {recipe.ranges} ranges keep: {_finer(case)}"
     if facts.channel_spread >= _WASTED:
         return (
             f"its widest channel has {_times(facts.channel_spread)} the range of the median one, "
-            f"with one scale for all: cross-layer equalisation, else {_FLOAT}"
+            f"with one scale for all: {_finer(case)}"
         )
     if facts.steps < _FEW_STEPS:
-        return f"the values' RMS spans only {facts.steps:.1f} steps of the grid: {_FLOAT}"
-    return f"plain 8-bit rounding of its output, nothing unusual: only {_FLOAT} gives more"
+        return f"the values' RMS spans only {facts.steps:.1f} steps of the grid: {_finer(case)}"
+    return f"plain 8-bit rounding of its output, nothing unusual: only {_finer(case)} gives more"
+
+
+def _finer(case: Case) -> str:
+    """What gives a tensor more than eight bits there."""
+    has_int16 = _INT16 in registry.runtimes()[case.runtime].recipes
+    other = f", or the recipe {_INT16}" if has_int16 and case.recipe.activations == "int8" else ""
+    return f"the float_layers rung{other}"
 
 
 def _weights(recipe: Recipe, facts: Facts, share: float) -> str:
@@ -84,8 +93,6 @@ def _weights(recipe: Recipe, facts: Facts, share: float) -> str:
     shift = facts.shift_share or 0.0
     if shift >= _MOST and "bias_correction" not in recipe.steps:
         return f"{start}, {shift:.0%} of that a constant per channel: the bias_correction rung"
-    if not recipe.per_channel:
-        return f"{start} on one scale for all channels: per_channel = true"
     if "hessian_rounding" not in recipe.steps:
         return f"{start}: the hessian_rounding rung"
     if "adaptive_rounding" not in recipe.steps:
@@ -93,14 +100,14 @@ def _weights(recipe: Recipe, facts: Facts, share: float) -> str:
     return f"{start}, whatever their rounding: the float_layers rung"
 
 
-def _clipping(recipe: Recipe, facts: Facts) -> str:
+def _clipping(case: Case, facts: Facts) -> str:
     start = f"{_percent(facts.clipped)} of its values are clipped, {facts.clip_share:.0%} of its "
     start += "rounding error"
     if facts.unseen >= facts.clipped / 2:
         return f"{start}: they lie beyond what calibration saw; add such samples to the set"
-    if recipe.ranges == "minmax":
-        return f"{start}: {_FLOAT}"
-    return f'{start}: wider ranges (the ranges rung, or ranges = "minmax")'
+    if case.recipe.ranges == "minmax":
+        return f"{start}: {_finer(case)}"
+    return f"{start}: the ranges rung, which tries wider ones"
 
 
 def _inherited(case: Case) -> str:

@@ -19,6 +19,7 @@ import torch
 from edgekit import codec
 from edgekit.errors import ConfigError
 from edgekit.files import staged_dir, write_atomic
+from edgekit.quality import within
 from edgekit.quantize import graph
 from edgekit.quantize.outliers import Apart
 from edgekit.quantize.rungs import RUNGS, Rung, float_layers
@@ -88,7 +89,7 @@ def climb(
             results.append(_result(rung.name, False, alone, best))
             continue
         made, found = ladder.reach(trial), ladder.judge(trial)
-        helps = _better(found, best, rung.min_gain_db)
+        helps = _better(found, best, rung, work.max_drop)
         results.append(_result(rung.name, helps, made, found))
         if helps:
             kept, best = trial, found
@@ -118,15 +119,21 @@ def replay(work: Work, recipe: Recipe) -> None:
 
 
 def _reached(quality: Quality, rung: Rung, work: Work) -> bool:
-    if rung.only_if_needed or quality.drop > work.max_drop:
-        return quality.drop <= work.max_drop
+    keeps = within(quality.drop, work.max_drop)
+    if rung.only_if_needed or not keeps:
+        return keeps
     return quality.sqnr_db >= (COMFORT_DYNAMIC_DB if work.dynamic else COMFORT_DB)
 
 
-def _better(new: Quality, old: Quality, min_gain_db: float) -> bool:
-    """A lower drop counts unless the outputs moved away from float; else a clear gain in SQNR."""
+def _better(new: Quality, old: Quality, rung: Rung, max_drop: float) -> bool:
+    """A lower drop counts unless the outputs moved away from float; else a clear gain in SQNR.
+
+    Nothing counts that does not keep a budget which was kept without it.
+    """
+    if within(old.drop, max_drop) and not within(new.drop, max_drop):
+        return False
     gain = new.sqnr_db - old.sqnr_db
-    return gain >= min_gain_db or (new.drop < old.drop and gain >= 0)
+    return gain >= rung.min_gain_db or (new.drop < old.drop and gain >= 0)
 
 
 def _in_order(rungs: Sequence[Rung]) -> tuple[Rung, ...]:
@@ -212,7 +219,7 @@ class _Ladder:
     def _path(self, rungs: tuple[Rung, ...]) -> Path:
         """Rungs that look at the budget give another state for another budget."""
         parts: list[object] = [rung.name for rung in rungs]
-        if any(rung.only_if_needed for rung in rungs):
+        if any(rung.by_budget for rung in rungs):
             parts.append(self._work.max_drop)
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
         return self._folder / f"rungs-{key}"

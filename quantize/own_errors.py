@@ -20,9 +20,11 @@ from edgekit.quantize.graph import ATEN
 from edgekit.quantize.layer_errors import Facts, Node
 from edgekit.quantize.ranges import Range
 from edgekit.quantize.simulate import (
+    Get,
     Grid,
     Values,
     activation_grids,
+    arguments,
     round_weight,
     rounded_nodes,
     run_samples,
@@ -103,21 +105,15 @@ class _Simulation:
         self._rounded: dict[fx.Node, Values] = {}
         self.facts: dict[fx.Node, Facts] = {}
 
-    def before(self, node: fx.Node, get: Any) -> None:
+    def before(self, node: fx.Node, get: Get) -> None:
         """Compute a layer on float inputs with rounded weights, its activation included."""
         layer = self._layers.get(node)
         if layer is None:
             return
-        source, _, *rest = node.args
-        constants = [graph.constant(self._reference, argument) for argument in rest]
-        arguments = [
-            argument if found is None else found
-            for argument, found in zip(rest, constants, strict=True)
-        ]
         call: Any = node.target
+        weight = self._weights[layer.name]
         given = [
-            call(value, self._weights[layer.name], *arguments, **node.kwargs)
-            for value in get(source)
+            call(value, weight, *rest, **node.kwargs) for value, _, *rest in arguments(node, get)
         ]
         if layer.activation is not None:
             clamp: Any = layer.activation.target

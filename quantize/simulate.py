@@ -18,6 +18,8 @@ from edgekit.quantize import graph
 from edgekit.quantize.ranges import Range
 
 Values = list[Any]
+#: Gives the values of a node that has run, or of a constant, one per sample.
+Get = Callable[[fx.Node], Values]
 
 
 @dataclass(frozen=True)
@@ -150,22 +152,30 @@ def simulate_dynamic(
     it. ExecuTorch and TFLite make one for each row, which is never coarser.
     """
     others = {layer.name for layer in graph.layers(gm)} - set(layers)
-    inputs: dict[str, Values] = {}
+    made: dict[str, Values] = {}
 
-    def before(node: fx.Node, get: Callable[[fx.Node], Values]) -> None:
+    def before(node: fx.Node, get: Get) -> None:
         if node.name in layers:
-            inputs[node.name] = [_rounded_as_it_is(value) for value in get(node.args[0])]  # type: ignore[arg-type]
+            call: Any = node.target
+            made[node.name] = [
+                call(_rounded_as_it_is(value), *rest) for value, *rest in arguments(node, get)
+            ]
 
     def quantized(node: fx.Node, values: Values) -> Values:
-        rounded = inputs.pop(node.name, None)
-        if rounded is None:
-            return values
-        rest = fx.node.map_arg(node.args[1:], lambda n: graph.attribute(gm, str(n.target)))
-        assert callable(node.target)
-        return [node.target(value, *rest) for value in rounded]
+        return made.pop(node.name, values)
 
     with rounded_weights(gm, others):
         return run_samples(gm, samples, quantized, before)
+
+
+def arguments(node: fx.Node, get: Get) -> list[tuple[Any, ...]]:
+    """The values of a node's positional arguments, one tuple per sample."""
+    found: dict[fx.Node, Values] = {argument: get(argument) for argument in node.all_input_nodes}
+    count = len(next(iter(found.values())))
+    return [
+        tuple(fx.node.map_arg(node.args, lambda n, i=i: found[n][i]))  # type: ignore[misc]
+        for i in range(count)
+    ]
 
 
 def _rounded_as_it_is(value: torch.Tensor) -> torch.Tensor:
@@ -177,7 +187,7 @@ def run_samples(
     gm: fx.GraphModule,
     samples: Sequence[tuple[torch.Tensor, ...]],
     on_node: Callable[[fx.Node, Values], Values],
-    before_node: Callable[[fx.Node, Callable[[fx.Node], Values]], None] = lambda node, get: None,
+    before_node: Callable[[fx.Node, Get], None] = lambda node, get: None,
 ) -> list[Values]:
     """Run node after node, each over all samples, so that a node can be changed before it runs.
 
@@ -185,7 +195,7 @@ def run_samples(
         gm: the program; its constants may be changed by the callbacks while it runs.
         samples: input tuples.
         on_node: gets a node and its values (one per sample), returns the values to go on with.
-        before_node: gets a node and a function that gives the values of one of its arguments.
+        before_node: gets a node, and what gives the values of its arguments.
 
     Returns:
         For each sample, the flat list of outputs. Values are dropped after their last use.
@@ -194,6 +204,10 @@ def run_samples(
     values: dict[fx.Node, Values] = {}
     last_use = _last_uses(gm)
     outputs: list[Values] = []
+
+    def get(argument: fx.Node) -> Values:
+        return [_load(gm, values, i)(argument) for i in range(len(samples))]
+
     with torch.inference_mode():
         for node in gm.graph.nodes:
             if node.op == "placeholder":
@@ -205,7 +219,7 @@ def run_samples(
             elif node.op == "output":
                 outputs = _outputs(gm, node, values, len(samples))
             else:
-                before_node(node, lambda argument: values[argument])
+                before_node(node, get)
                 computed = [_call(gm, node, values, i) for i in range(len(samples))]
                 values[node] = on_node(node, computed)
             for dead in last_use.get(node, ()):

@@ -261,6 +261,15 @@ def test_bad_data_is_refused_before_any_work(
     assert half_written(project) == []
 
 
+def test_a_recipe_that_no_runtime_has_is_refused(first: tuple[Path, Done]) -> None:
+    project, _ = first
+    some = ("--runtimes", "onnx,torchscript", "--recipes", "fp32,static_wi8_ai16")
+    done = command(project, "quantize", "-o", "refused", *some)
+    assert done.code == 2
+    assert "onnx, torchscript cannot do static_wi8_ai16" in done.err
+    assert "Runtimes that can: tflite" in done.err
+
+
 def test_no_int8_within_the_budget_is_3_and_a_float_one_is_deployed(tmp_path: Path) -> None:
     project = make_project(tmp_path, ["onnx"], model=HOPELESS)
     toml = project / "edgekit.toml"

@@ -41,6 +41,46 @@ def example_inputs():
 """
 
 
+NO_SCORES = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3)
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3)).argmax(-1)
+
+def build():
+    torch.manual_seed(0)
+    return Net()
+
+def example_inputs():
+    return (torch.zeros(1, 3, 8, 8),)
+"""
+NAN_INSIDE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3)
+
+    def forward(self, x):
+        return self.conv(torch.where(x > 0, torch.log(x), x)).mean((2, 3))
+
+def build():
+    torch.manual_seed(0)
+    return Net()
+
+def example_inputs():
+    return (torch.zeros(1, 3, 8, 8),)
+"""
+
+
 def batches(n: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, BATCH, 3, 8, 8)).astype(np.float32)
 
@@ -71,3 +111,23 @@ def test_nothing_to_quantize(tmp_path: Path) -> None:
     with Bundle.open(project / "bundle") as bundle:
         names = sorted((a.runtime, a.recipe.name) for a in bundle.manifest.artifacts)
     assert names == [("onnx", "fp32"), ("torchscript", "fp32")]
+
+
+def test_classes_without_scores(tmp_path: Path) -> None:
+    """There is no float output to judge by: the classes are compared as numbers."""
+    project = make_project(tmp_path, ["onnx", "torchscript"], model=NO_SCORES)
+    done = execute(project, "quantize", "--max-drop", "0.9")
+    assert done.code == 0, done.err
+    with Bundle.open(project / "bundle") as bundle:
+        assert {a.precision for a in bundle.manifest.artifacts} == {"fp32", "int8"}
+        assert {a.outputs[0].dtype for a in bundle.manifest.artifacts} == {"int64"}
+
+
+def test_what_cannot_be_calibrated_still_has_its_float_artifacts(tmp_path: Path) -> None:
+    project = make_project(tmp_path, ["onnx", "torchscript"], model=NAN_INSIDE)
+    done = execute(project, "quantize", "--json")
+    assert done.code == 3, done.err
+    assert {artifact["precision"] for artifact in done.document["artifacts"]} == {"fp32"}
+    for failure in done.document["failures"]:
+        assert "repair static_wi8_ai8 failed" in failure["message"] and "NaN" in failure["message"]
+    assert len(done.document["failures"]) == 2

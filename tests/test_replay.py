@@ -63,6 +63,14 @@ def records(path: Path) -> dict[str, bytes]:
     }
 
 
+def test_a_replay_of_static_int8_needs_its_samples(made: tuple[Path, Path]) -> None:
+    project = made[1].parent
+    toml = project / "edgekit.toml"
+    toml.write_text(toml.read_text().replace('calib = "calib.npz"', ""))
+    done = execute(project, "quantize", "--replay", str(made[0]))
+    assert done.code == 2 and "needs real samples to calibrate on" in done.err, done.err
+
+
 @pytest.mark.parametrize("runtime", sorted(registry.RUNTIMES))
 def test_a_replay_keeps_the_recipe_and_searches_nothing(
     made: tuple[Path, Path], runtime: str

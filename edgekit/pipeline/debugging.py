@@ -139,7 +139,7 @@ class _Debugging:
             for role, value in read.items()
         }
         program = step / "program.pt2"
-        plan = self._planner.artifacts(loaded, program, sets)
+        plan = self._planner.artifacts(loaded, program, sets, self._planner.wanted(loaded))
         return program, {candidate.id: candidate for candidate in plan.candidates}
 
     def _measure(
@@ -265,7 +265,7 @@ def _merge(artifact: Artifact, n: int, nodes: Sequence[Node], found: Any) -> Art
         if node.facts is not None:
             # Both SQNRs are of the same signal.
             share = 10 ** ((measured.sqnr_db - node.facts.own_sqnr_db) / 10)
-        case = Case(node, measured, artifact.recipe, share, blame(node, by_name))
+        case = Case(node, measured, artifact.recipe, artifact.runtime, share, blame(node, by_name))
         layers.append(LayerError(node, measured.sqnr_db, share, advise(case)))
     return ArtifactErrors(
         artifact=artifact.id,

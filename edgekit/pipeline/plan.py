@@ -7,7 +7,7 @@ step that was done before is found by its name and needs no job.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,11 @@ def recipes_for(project: ProjectConfig, loaded: LoadResult) -> tuple[str, ...]:
     return ("fp32", "dynamic_wi8_afp32" if loaded.is_transformer else "static_wi8_ai8")
 
 
+def has_recipe(runtime: str, name: str) -> bool:
+    """Whether a runtime can do a recipe."""
+    return name in registry.runtimes()[runtime].recipes
+
+
 def replayed(bundle: Path, runtimes: Collection[str]) -> Iterator[Wanted]:
     """The recipes of a bundle's artifacts, as they were made."""
     artifacts = Bundle.open(bundle).manifest.artifacts
@@ -130,8 +135,14 @@ class Planner:
             },
         )
 
-    def artifacts(self, loaded: LoadResult, program: Path, sets: Mapping[str, SetResult]) -> Plan:
-        """The float reference, and for every recipe its repair, exports and evaluations."""
+    def artifacts(
+        self,
+        loaded: LoadResult,
+        program: Path,
+        sets: Mapping[str, SetResult],
+        wanted_ones: Iterable[Wanted],
+    ) -> Plan:
+        """The float reference, and for everything wanted its repair, export and evaluation."""
         step = self._workspace.step
         metric = "" if self._project.data.metric == "auto" else self._project.data.metric
         report = sets.get("report")
@@ -157,7 +168,7 @@ class Planner:
             jobs.append(self._job("reference", "reference", payload, weight=6))
         candidates: list[Candidate] = []
         repairs: dict[str, Path] = {}
-        for wanted in self._wanted(loaded):
+        for wanted in wanted_ones:
             recipe, runtime = wanted.recipe, wanted.runtime
             parts: list[Any] = [*base, recipe]
             inputs = {
@@ -181,7 +192,12 @@ class Planner:
                     "repaired": str(repair),
                     # What the artifact depends on beside the repaired program itself.
                     "same": codec.to_json(
-                        [self._environment, loaded.inputs, runtime, sets["calibration"].id]
+                        [
+                            self._environment,
+                            loaded.inputs,
+                            runtime,
+                            sets["calibration"].id if static else "",
+                        ]
                     ),
                 }
                 # Runtimes with the same variant share its repair.
@@ -220,7 +236,7 @@ class Planner:
             ),
         )
 
-    def _wanted(self, loaded: LoadResult) -> Iterator[Wanted]:
+    def wanted(self, loaded: LoadResult) -> Iterator[Wanted]:
         """What is to be made: the recipes of a bundle, or those of the project in all variants."""
         settings = self._project.quantize
         if settings.replay is not None:
@@ -229,7 +245,7 @@ class Planner:
         for name in recipes_for(self._project, loaded):
             recipe = RECIPES[name]
             for runtime in settings.runtimes:
-                if name not in registry.runtimes()[runtime].recipes:
+                if not has_recipe(runtime, name):
                     continue
                 for variant in variants(runtime, recipe.scheme, loaded.rewrites, loaded.ops):
                     yield Wanted(
@@ -282,7 +298,9 @@ class Planner:
             "saved": str(saved),
             "step": str(step),
         }
-        return step, self._job("repair", "repair", payload, weight=10)
+        # Calibration and each rung may take as long as any other step.
+        steps = 1 + len(self._project.quantize.rungs)
+        return step, self._job("repair", "repair", payload, weight=10, steps=steps)
 
     def _export(self, candidate: Candidate, inputs: Mapping[str, Any], after: str) -> list[Job]:
         if load_result(ExportResult, candidate.export) is not None:
@@ -341,6 +359,7 @@ class Planner:
         weight: float = 1.0,
         worker: str = "",
         threads: int = 1,
+        steps: int = 1,
     ) -> Job:
         settings = self._project.quantize
         return Job(
@@ -348,7 +367,7 @@ class Planner:
             entry=f"{_STEPS}:{function}",
             payload=payload,
             log=self._workspace.logs / f"{name.replace(' ', '-').replace('/', '_')}.log",
-            timeout_s=settings.timeout_s,
+            timeout_s=steps * settings.timeout_s,
             memory_bytes=settings.memory_bytes,
             # As many jobs as cores run at once: one thread each, or they would fight.
             env={"OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "2"},

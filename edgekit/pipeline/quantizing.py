@@ -9,18 +9,19 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgekit import codec
+from edgekit import codec, registry
 from edgekit.bundle import Bundle
 from edgekit.config import ProjectConfig
 from edgekit.errors import DataError, EdgekitError, ExportFailed, UsageError
 from edgekit.isolate import Job, Outcome, run_isolated, run_many
 from edgekit.pipeline.assemble import Made, assemble
-from edgekit.pipeline.plan import Candidate, Planner, recipes_for
+from edgekit.pipeline.keeping import worth_keeping
+from edgekit.pipeline.plan import Candidate, Planner, Wanted, has_recipe
 from edgekit.pipeline.step_results import (
     EvaluateResult,
     ExportResult,
@@ -35,8 +36,8 @@ from edgekit.types import CandidateFailure, Inspection, RungResult
 
 T = TypeVar("T")
 
-#: First words of the names of jobs that make one candidate only.
-_CANDIDATE_JOBS = ("export", "evaluate")
+#: First words of the names of jobs that some candidates need and others do without.
+_CANDIDATE_JOBS = ("export", "evaluate", "repair")
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,17 @@ class _Quantizing:
     def run(self) -> QuantizeOutcome:
         started = time.monotonic()
         _check_settings(self._project)
+        for runtime, name in _left_out(self._project):
+            self._progress.log(f"{runtime} has no {name}: left out.")
         with self._workspace.opened(self._wait):
             loaded, program = self._load()
-            _check_calibration(self._project, loaded)
+            wanted = tuple(self._planner.wanted(loaded))
+            _check_calibration(self._project, wanted)
             sets = self._read_sets(loaded)
             _check_eval_size(self._project, sets["choose"])
-            plan = self._planner.artifacts(loaded, program, sets)
+            plan = self._planner.artifacts(loaded, program, sets, wanted)
             made, failed = _collect(plan.candidates, self._run_jobs(plan.jobs))
-            made = self._worth_keeping(made)
+            made = worth_keeping(made, self._project.budget.max_drop, self._progress.log)
             if not made:
                 raise ExportFailed(
                     "No artifact could be made: " + "; ".join(f.message for f in failed),
@@ -119,21 +123,6 @@ class _Quantizing:
             for role, value in found.items()
         }
 
-    def _worth_keeping(self, made: Sequence[Made]) -> list[Made]:
-        """Variants that are the same file as another, or lose too much, are no candidates."""
-        kept: list[Made] = []
-        seen: set[str] = set()
-        for one in made:
-            drop = one.evaluation.choose.drop
-            if one.recipe.variant and one.export.sha256 in seen:
-                self._progress.log(f"{one.id} is the same file as another variant.")
-            elif one.recipe.variant and drop > self._project.budget.max_drop:
-                self._progress.log(f"{one.id} is left out: it loses {drop:.3g}.")
-            else:
-                kept.append(one)
-                seen.add(one.export.sha256)
-        return kept
-
     def _run_jobs(self, jobs: Sequence[Job]) -> dict[str, EdgekitError]:
         """Run what has to be run; returns the failed jobs of single candidates by name."""
         if not jobs:
@@ -146,8 +135,8 @@ class _Quantizing:
                 stage.advance(note=outcome.job.name)
                 if outcome.error is None:
                     return
-                if not _concerns_one(outcome.job.name):
-                    # The float reference or the calibration: nothing can be made without them.
+                if outcome.job.name.split()[0] not in _CANDIDATE_JOBS:
+                    # The float reference: nothing can be judged without it.
                     raise outcome.error
                 failures[outcome.job.name] = outcome.error
                 self._progress.log(f"{outcome.job.name} failed: {outcome.error}")
@@ -156,17 +145,17 @@ class _Quantizing:
         return failures
 
 
-def _concerns_one(job: str) -> bool:
-    """Whether a job makes one candidate, or repairs one variant: the others can do without."""
-    kind, *rest = job.split()
-    return kind in _CANDIDATE_JOBS or (kind == "repair" and len(rest) > 1)
-
-
 def _check_settings(project: ProjectConfig) -> None:
     for name in project.quantize.recipes:
         if name not in RECIPES:
             raise UsageError(
                 f"There is no recipe {name!r}.", remedy=f"Recipes: {', '.join(RECIPES)}."
+            )
+        if not any(has_recipe(runtime, name) for runtime in project.quantize.runtimes):
+            able = [runtime for runtime in registry.runtimes() if has_recipe(runtime, name)]
+            raise UsageError(
+                f"{', '.join(project.quantize.runtimes)} cannot do {name}.",
+                remedy=f"Runtimes that can: {', '.join(able)}.",
             )
     if project.data.eval is None:
         raise DataError(
@@ -175,10 +164,18 @@ def _check_settings(project: ProjectConfig) -> None:
         )
 
 
-def _check_calibration(project: ProjectConfig, loaded: LoadResult) -> None:
-    if project.data.calib is not None or project.quantize.replay is not None:
+def _left_out(project: ProjectConfig) -> Iterator[tuple[str, str]]:
+    """Runtimes with the recipes that were asked for and that they do not have."""
+    for name in project.quantize.recipes:
+        for runtime in project.quantize.runtimes:
+            if not has_recipe(runtime, name):
+                yield runtime, name
+
+
+def _check_calibration(project: ProjectConfig, wanted: Sequence[Wanted]) -> None:
+    if project.data.calib is not None:
         return
-    if any(RECIPES[name].scheme == "static" for name in recipes_for(project, loaded)):
+    if any(one.recipe.scheme == "static" for one in wanted):
         raise DataError(
             "Static INT8 needs real samples to calibrate on.",
             remedy="Give some: --calib PATH, or make only float artifacts: --recipes fp32.",
@@ -306,11 +303,13 @@ def _failure(candidate: Candidate, stage: Any, error: EdgekitError) -> Candidate
 
 
 def _within_budget(bundle: Bundle, max_drop: float) -> tuple[str, ...]:
+    from edgekit.quality import within
+
     int8 = {a.id for a in bundle.manifest.artifacts if a.precision == "int8"}
     return tuple(
         result.artifact_id
         for evaluation in bundle.manifest.evals
         if evaluation.role == "choose"
         for result in evaluation.results
-        if result.artifact_id in int8 and result.drop <= max_drop
+        if result.artifact_id in int8 and within(result.drop, max_drop)
     )

@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,10 +98,10 @@ def read_sets(payload: dict[str, Any]) -> dict[str, Any]:
 
 def reference(payload: dict[str, Any]) -> None:
     """What the eager float model gives on the evaluation and report sets."""
-    import numpy as np
     import torch
 
     from edgekit import quality
+    from edgekit.bundle import RawTensorWriter
     from edgekit.quantize.engine import samples
     from edgekit.quantize.equal import prove_equal
     from edgekit.quantize.prepare import as_float32, as_module, flatten
@@ -120,12 +121,24 @@ def reference(payload: dict[str, Any]) -> None:
     with making(Path(payload["step"]), results) as folder:
 
         def eager(role: str, source: SampleSet) -> tuple[list[Array], tuple[RawTensor, ...]]:
-            stacks = [np.empty((source.n, *spec.shape), spec.dtype) for spec in outputs]
-            with torch.inference_mode():
-                for i, sample in enumerate(samples(source)):
-                    for stack, value in zip(stacks, flatten(module(*sample)), strict=True):
-                        stack[i] = value.numpy()
-            return stacks, _write_tensors(folder, role, outputs, stacks)
+            with ExitStack() as stack, torch.inference_mode():
+                writers = [
+                    stack.enter_context(
+                        RawTensorWriter(
+                            folder,
+                            f"{role}-{i}.raw",
+                            spec.name,
+                            spec.dtype,
+                            (source.n, *spec.shape),
+                        )
+                    )
+                    for i, spec in enumerate(outputs)
+                ]
+                for sample in samples(source):
+                    for writer, value in zip(writers, flatten(module(*sample)), strict=True):
+                        writer.write(value.numpy())
+                tensors = tuple(writer.finish() for writer in writers)
+            return [_read_tensor(folder, tensor) for tensor in tensors], tensors
 
         sqnr_db = prove_equal(
             module,

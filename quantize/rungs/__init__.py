@@ -23,6 +23,7 @@ class Rung:
     ``stage`` orders the application: rungs are climbed cheapest first, but biases are corrected
     after the weights that shift them were rounded. ``only_if_needed`` marks rungs that take minutes
     here or time on the device; they are climbed only where the budget is not kept without them.
+    ``by_budget`` marks those that end as soon as it is kept, and so give others for another budget.
     ``dynamic`` marks those that make sense where activations have no range of their own, ``static``
     those that do where they have. ``min_gain_db`` is what it has to gain to be kept.
     """
@@ -31,6 +32,7 @@ class Rung:
     entry: str
     stage: int
     only_if_needed: bool = False
+    by_budget: bool = False
     dynamic: bool = False
     static: bool = True
     min_gain_db: float = 0.1
@@ -59,7 +61,14 @@ RUNGS: dict[str, Rung] = {
         Rung("hessian_rounding", f"{_HERE}.hessian_rounding:apply", stage=30, dynamic=True),
         Rung("ranges", f"{_HERE}.ranges:apply", stage=10),
         Rung("adaptive_rounding", f"{_HERE}.adaptive_rounding:apply", 31, only_if_needed=True),
-        Rung("float_layers", f"{_HERE}.float_layers:apply", 45, only_if_needed=True, dynamic=True),
+        Rung(
+            "float_layers",
+            f"{_HERE}.float_layers:apply",
+            stage=45,
+            only_if_needed=True,
+            by_budget=True,
+            dynamic=True,
+        ),
         Rung(
             "quantization_aware_training",
             f"{_HERE}.quantization_aware_training:apply",

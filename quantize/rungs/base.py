@@ -16,6 +16,7 @@ from edgekit import quality
 from edgekit.data import SampleSet
 from edgekit.quantize import graph, outliers
 from edgekit.quantize.float_nodes import linear_layers
+from edgekit.quantize.memory import affordable, live_bytes, output_bytes
 from edgekit.quantize.outliers import Apart, Split
 from edgekit.quantize.prepare import as_module, flatten
 from edgekit.quantize.ranges import Range
@@ -61,11 +62,12 @@ class Work:
     ``program`` is the same graph, whose weights and biases rungs replace. All three change their
     graph together, and only by :meth:`take_apart`; ``apart`` is what was taken apart. ``ranges``
     are those of the calibration, of which ``kind`` is in use; ``float_nodes`` are nodes that no
-    runtime may quantize. ``calibration`` gives so many samples spread over the set, ``training``
-    are the user's training samples, if there are any; ``judge`` measures; ``max_drop`` is the
-    drop that is aimed at. ``notes`` is a folder for what is worth keeping between runs, whatever
-    their budget. With ``dynamic``, only linear layers are quantized, and the grids of their inputs
-    are made at run time. ``added_ns`` is what float layers cost one inference on this host.
+    runtime may quantize. ``calibration`` gives at most so many samples spread over the set,
+    ``training`` the user's training samples, if there are any; ``judge`` measures; ``max_drop`` is
+    the drop that is aimed at. ``notes`` is a folder for what is worth keeping between runs,
+    whatever their budget. With ``dynamic``, only linear layers are quantized, and the grids of
+    their inputs are made at run time. ``added_ns`` is what float layers cost one inference on this
+    host.
     ``channel_means`` are the reference's, once bias correction has needed them.
     """
 
@@ -81,7 +83,7 @@ class Work:
     max_drop: float
     notes: Path
     dynamic: bool = False
-    training: list[Sample] | None = None
+    training: Callable[[], list[Sample]] = list
     added_ns: int = 0
     channel_means: dict[str, torch.Tensor] | None = None
     apart: Apart | None = None
@@ -146,7 +148,8 @@ class SimulatedJudge:
 
     def __init__(self, reference: fx.GraphModule, choose: SampleSet, metric: Metric | None) -> None:
         self._reference, self._choose, self._metric = reference, choose, metric
-        self._kept = spread(choose.n, MAX_JUDGED)
+        self._kept = spread(choose.n, affordable(output_bytes(reference), MAX_JUDGED))
+        self._chunk = affordable(live_bytes(reference), _CHUNK)
         self._labels = None if choose.labels is None else np.asarray(choose.labels)[self._kept]
 
     @cached_property
@@ -174,19 +177,18 @@ class SimulatedJudge:
         outputs = _stacks(given)
         wanted = [stack[positions] for stack in self._float]
         labels = None if self._labels is None else self._labels[positions]
+        pairs = list(zip(wanted, outputs, strict=True))
+        # Integers are compared as numbers where there is nothing else.
+        floats = [pair for pair in pairs if pair[0].dtype.kind == "f"] or pairs
         return Quality(
-            sqnr_db=min(
-                quality.sqnr_db(a, b)
-                for a, b in zip(wanted, outputs, strict=True)
-                if a.dtype.kind == "f"
-            ),
+            sqnr_db=min(quality.sqnr_db(a, b) for a, b in floats),
             drop=quality.metric_drop(self.metric, wanted, outputs, labels),
         )
 
     def _chunks(self, indices: Sequence[int]) -> Iterator[list[Sample]]:
-        for start in range(0, len(indices), _CHUNK):
+        for start in range(0, len(indices), self._chunk):
             with torch.inference_mode():
-                yield [sample_at(self._choose, i) for i in indices[start : start + _CHUNK]]
+                yield [sample_at(self._choose, i) for i in indices[start : start + self._chunk]]
 
 
 def spread(count: int, limit: int) -> list[int]:

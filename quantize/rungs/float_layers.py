@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from edgekit.files import write_atomic
+from edgekit.quality import within
 from edgekit.quantize import graph
 from edgekit.quantize.graph import Layer
 from edgekit.quantize.rungs.base import Sample, Work
@@ -38,7 +39,7 @@ def apply(work: Work) -> str:
     taken: list[str] = []
     best = work.judge(work)
     for layer in order[: max(1, int(len(layers) * _MAX_SHARE))]:
-        if best.drop <= work.max_drop or gains[layer.name] <= 0:
+        if within(best.drop, work.max_drop) or gains[layer.name] <= 0:
             break
         undo = _make_float(work, layer)
         found = work.judge(work)

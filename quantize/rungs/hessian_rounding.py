@@ -9,7 +9,7 @@ learned relaxation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import fx
@@ -17,7 +17,7 @@ from torch import fx
 from edgekit.quantize import graph
 from edgekit.quantize.patches import sample_patches
 from edgekit.quantize.rungs.base import Work
-from edgekit.quantize.simulate import Values, run_samples, weight_scales
+from edgekit.quantize.simulate import Get, Values, run_samples, weight_scales
 
 #: Calibration samples that patches are taken from.
 SAMPLES = 16
@@ -51,13 +51,13 @@ def round_weights(
     rounded: dict[str, torch.Tensor] = {}
     pending: dict[fx.Node, Values] = {}
 
-    def before(node: fx.Node, values_of: Callable[[fx.Node], Values]) -> None:
+    def before(node: fx.Node, get: Get) -> None:
         layer = known.get(node)
         source = node.args[0] if node.args else None
         if layer is None or layer.weight in rounded or not isinstance(source, fx.Node):
             return
         if source.op != "get_attr":
-            pending[node] = values_of(source)
+            pending[node] = get(source)
 
     def after(node: fx.Node, values: Values) -> Values:
         inputs = pending.pop(node, None)

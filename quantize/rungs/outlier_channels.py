@@ -12,6 +12,7 @@ from edgekit.quantize.outliers import CHANNELS, Apart, find
 from edgekit.quantize.prepare import as_module, run
 from edgekit.quantize.rewrites import edit
 from edgekit.quantize.rungs.base import Work
+from edgekit.quantize.rungs.float_layers import layer_times_ns
 
 #: Calibration samples in which outliers are looked for.
 SAMPLES = 16
@@ -39,4 +40,6 @@ def apply(work: Work) -> str:
     names = [f"output {i}" for i in range(len(run(whole, checked[0])))]
     before, after = as_module(whole), as_module(work.exported)
     prove_equal(before, after, checked, names, "taking outlier channels apart")
+    times = layer_times_ns(work.reference, samples[0])
+    work.added_ns += sum(times[name] for name in split.added if name in times)
     return f"{CHANNELS} channels of {len(found)} activations"

@@ -30,7 +30,8 @@ _RATES = (5e-4, 1e-4)
 
 def apply(work: Work) -> str:
     """Change the weights and biases of ``work.program``."""
-    if not work.training:
+    samples = work.training()
+    if not samples or not any(v.is_floating_point() for v in flatten(work.reference(*samples[0]))):
         return ""
     untrained, before = work.constants(), work.judge(work).sqnr_db
     for rate in _RATES:
@@ -38,14 +39,14 @@ def apply(work: Work) -> str:
         train(
             work.program,
             work.reference,
-            work.training,
+            samples,
             work.grids,
             float_nodes=work.float_nodes,
             rate=rate,
         )
         if work.judge(work).sqnr_db > before:
             break
-    return f"{_STEPS} steps on {len(work.training)} samples"
+    return f"{_STEPS} steps on {len(samples)} samples"
 
 
 def train(

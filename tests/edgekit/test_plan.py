@@ -44,7 +44,8 @@ def plan(
     project: ProjectConfig, loaded: LoadResult = LOADED, choose: SetResult = SETS["choose"]
 ) -> Plan:
     planner = Planner(project, Workspace(project.root))
-    return planner.artifacts(loaded, Path("/program.pt2"), {**SETS, "choose": choose})
+    sets = {**SETS, "choose": choose}
+    return planner.artifacts(loaded, Path("/program.pt2"), sets, planner.wanted(loaded))
 
 
 def by_name(found: Plan) -> dict[str, Job]:
@@ -119,6 +120,20 @@ def test_variants_are_repaired_once_and_exported_by_runtime(project: ProjectConf
         assert candidate.id.endswith(candidate.recipe.variant)
         after = by_name(found)[f"export {candidate.id}"].after
         assert after == (f"repair static_wi8_ai8 {candidate.recipe.variant}",)
+
+
+def test_dynamic_int8_needs_no_calibration_samples(project: ProjectConfig) -> None:
+    planner = Planner(project, Workspace(project.root))
+    loaded, sets = replace(LOADED, is_transformer=True), {"choose": SETS["choose"]}
+    found = planner.artifacts(loaded, Path("/program.pt2"), sets, planner.wanted(loaded))
+    assert {c.recipe.name for c in found.candidates} == {"fp32", "dynamic_wi8_afp32"}
+
+
+def test_a_repair_has_the_time_of_all_its_steps(project: ProjectConfig) -> None:
+    jobs = by_name(plan(project))
+    steps = 1 + len(project.quantize.rungs)
+    assert jobs["repair static_wi8_ai8"].timeout_s == steps * project.quantize.timeout_s
+    assert jobs["export tiny-onnx-fp32"].timeout_s == project.quantize.timeout_s
 
 
 def test_a_transformer_gets_dynamic_int8_by_default(project: ProjectConfig) -> None:

@@ -59,6 +59,24 @@ class TwoOutputs(nn.Module):
         return 320 * a.mean((2, 3)), (a * b).mean((2, 3))
 
 
+class Computed(nn.Module):
+    """Linear layers as Swin v2 has them: of a constant, and with a bias that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.randn(3, 8))
+        self.positions = nn.Linear(8, 64)
+        self.values = nn.Linear(64, 64)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.avg_pool2d(x, 4).flatten(2)
+        bias = torch.cat([self.values.bias[:32], torch.zeros(32)])
+        x = nn.functional.linear(x, self.values.weight, bias) + self.positions(self.table)
+        scores: torch.Tensor = self.head(nn.functional.gelu(x)).mean(1)
+        return scores
+
+
 def build(net: type[nn.Module], seed: int = 0) -> nn.Module:
     """A net in eval mode whose batch norms have statistics and whose channels differ in size."""
     torch.manual_seed(seed)

@@ -9,6 +9,7 @@ import pytest
 from edgekit.quantize.error_advice import Case, advise, blame, label
 from edgekit.quantize.layer_errors import Facts, Measured, Node
 from edgekit.quantize.recipes import RECIPES
+from edgekit.types import Recipe
 
 STATIC = RECIPES["static_wi8_ai8"]
 PLAIN = Facts(own_sqnr_db=30.0, weight_share=0.2, steps=30.0)
@@ -16,7 +17,7 @@ PLAIN = Facts(own_sqnr_db=30.0, weight_share=0.2, steps=30.0)
 
 def case(facts: Facts | None = PLAIN, recipe: object = STATIC, **changes: object) -> Case:
     node = Node("conv2d_1", "conv2d+relu", layer=True, module="features.1", facts=facts)
-    given = Case(node, Measured(28.0, 0.0), STATIC, own_share=0.6)
+    given = Case(node, Measured(28.0, 0.0), STATIC, "tflite", own_share=0.6)
     return replace(given, recipe=recipe, **changes)  # type: ignore[arg-type]
 
 
@@ -40,14 +41,9 @@ def case(facts: Facts | None = PLAIN, recipe: object = STATIC, **changes: object
             ("float_layers rung",),
         ),
         (
-            replace(PLAIN, weight_share=0.9),
-            replace(STATIC, per_channel=False),
-            ("per_channel = true",),
-        ),
-        (
             replace(PLAIN, clip_share=0.8, clipped=0.004),
             STATIC,
-            ("0.4% of its values are clipped", "80%", 'ranges = "minmax"'),
+            ("0.4% of its values are clipped", "80%", "the ranges rung"),
         ),
         (
             replace(PLAIN, clip_share=0.8, clipped=0.004, unseen=0.004),
@@ -57,10 +53,10 @@ def case(facts: Facts | None = PLAIN, recipe: object = STATIC, **changes: object
         (
             replace(PLAIN, stretch=12.0),
             replace(STATIC, ranges="minmax"),
-            ("1/12 of the range", '"histogram"'),
+            ("1/12 of the range", "the ranges rung"),
         ),
         (replace(PLAIN, stretch=12.0), STATIC, ("histogram ranges keep", "float_layers")),
-        (replace(PLAIN, channel_spread=20.0), STATIC, ("20x", "cross-layer equalisation")),
+        (replace(PLAIN, channel_spread=20.0), STATIC, ("20x", "the float_layers rung")),
         (replace(PLAIN, part_spread=320.0), STATIC, ("concat", "320x", "share one scale")),
         (replace(PLAIN, steps=3.0), STATIC, ("only 3.0 steps", "static_wi8_ai16")),
         (PLAIN, STATIC, ("nothing unusual",)),
@@ -114,3 +110,19 @@ def test_labels_tell_nodes_apart() -> None:
     assert label(layer) == "features.0"
     assert label(replace(layer, module="")) == "conv2d"
     assert label(Node("add_1", "add", module="features")) == "add_1"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "recipe", "offered"),
+    [
+        ("tflite", STATIC, True),
+        ("onnx", STATIC, False),
+        ("tflite", RECIPES["static_wi8_ai16"], False),
+    ],
+)
+def test_finer_activations_are_offered_where_a_runtime_has_them(
+    runtime: str, recipe: Recipe, offered: bool
+) -> None:
+    advice = advise(case(replace(PLAIN, steps=3.0), recipe, runtime=runtime))
+    assert "the float_layers rung" in advice
+    assert ("the recipe static_wi8_ai16" in advice) is offered

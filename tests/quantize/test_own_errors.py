@@ -18,7 +18,7 @@ from edgekit.quantize.prepare import as_module, export_program, prepare
 from edgekit.quantize.ranges import KINDS, Range
 from edgekit.quantize.recipes import RECIPES
 from edgekit.types import Recipe
-from tests.quantize.nets import Residual, build, image_inputs
+from tests.quantize.nets import Computed, Residual, build, image_inputs
 
 STATIC = RECIPES["static_wi8_ai8"]
 SAMPLES = [(torch.from_numpy(array),) for array in image_inputs(8, seed=3)]
@@ -160,6 +160,12 @@ def test_dynamic_recipes_have_the_error_of_their_weights_only(residual: Pair) ->
         layer.output.name for layer in graph.layers(residual[0])
     }
     assert all(one.weight_share == 1.0 and one.steps == 0 for one in known(facts).values())
+
+
+def test_layers_of_constants_and_with_computed_biases_have_facts() -> None:
+    reference, repaired = programs(build(Computed))
+    facts = known(facts_of(reference, repaired, recipe=RECIPES["dynamic_wi8_afp32"]))
+    assert len(facts) == 3 and all(20 < one.own_sqnr_db < 60 for one in facts.values())
 
 
 def test_nodes_know_their_operator_their_source_and_what_is_before_them() -> None:

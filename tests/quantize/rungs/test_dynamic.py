@@ -13,7 +13,7 @@ from edgekit.quantize import graph
 from edgekit.quantize.engine import Repaired, RepairSettings, repair_program
 from edgekit.quantize.recipes import RECIPES
 from tests.quantize.cases import Case, case
-from tests.quantize.nets import image_inputs, stored
+from tests.quantize.nets import Computed, build, image_inputs, stored
 from tests.quantize.transformers import vit
 
 RECIPE = RECIPES["dynamic_wi8_afp32"]
@@ -80,6 +80,14 @@ def test_a_layer_that_hurts_stays_float(given: Case, tmp_path: Path) -> None:
     assert done.ladder[-1].sqnr_db > done.ladder[0].sqnr_db
     linears = {x.name for x in graph.layers(given.gm) if x.node.target in graph.LINEARS}
     assert set(done.recipe.float_nodes) <= linears
+
+
+def test_layers_of_constants_and_with_computed_biases_climb_too(tmp_path: Path) -> None:
+    """As Swin v2 has them: positions from a table, and a bias of which a part is no parameter."""
+    odd = case(build(Computed), tmp_path, ["x"])
+    done = repaired(odd, tmp_path / "made", RepairSettings(RECIPE, CHEAP, max_drop=0.0))
+    foot = done.ladder[0]
+    assert foot.rung == "calibration" and foot.sqnr_db > 25
 
 
 def test_without_calibration_samples_there_is_no_repair(given: Case, tmp_path: Path) -> None:

@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from edgekit.data import SampleSet, load_samples
-from edgekit.quantize import graph
+from edgekit.quantize import graph, memory
 from edgekit.quantize.calibrate import calibrate
 from edgekit.quantize.engine import PROGRAM, RepairSettings, repair_program
 from edgekit.quantize.ladder import FOOT, climb, replay
+from edgekit.quantize.memory import input_bytes, live_bytes, output_bytes
 from edgekit.quantize.prepare import as_module, export_program, prepare
 from edgekit.quantize.recipes import RECIPES
 from edgekit.quantize.rungs import RUNGS, Rung
-from edgekit.quantize.rungs.base import SimulatedJudge, Work, sample_at, spread
+from edgekit.quantize.rungs.base import Quality, Sample, SimulatedJudge, Work, sample_at, spread
 from edgekit.quantize.simulate import round_weight
 from edgekit.types import Metric, RungResult, TensorSpec
 from tests.quantize.nets import Residual, build, image_inputs
@@ -96,21 +97,35 @@ def test_every_kept_rung_gains_and_the_rest_is_undone(
     assert (left.sqnr_db, left.drop) == (best.sqnr_db, best.drop), "left as the best state gives it"
 
 
-def test_a_rung_leaves_those_below_intact(
+def test_a_rung_changes_what_it_is_for_and_leaves_the_rest_of_those_below_intact(
     exported: torch.export.ExportedProgram, sets: dict[str, SampleSet], tmp_path: Path
 ) -> None:
     work = make_work(exported, sets, tmp_path)
-    RUNGS["hessian_rounding"].apply(work)
-    rounded = work.constants()
-    RUNGS["bias_correction"].apply(work)
-    after = work.constants()
-    for layer in graph.layers(work.program):
-        assert layer.bias is not None
-        assert torch.equal(rounded[layer.weight], after[layer.weight]), "weights stay on the grid"
-        assert torch.allclose(
-            round_weight(after[layer.weight], layer.channel_axis), after[layer.weight], atol=1e-7
-        )
-        assert not torch.equal(rounded[layer.bias], after[layer.bias]), "biases were corrected"
+    work.training = lambda: work.calibration(4)
+    original = work.reference.state_dict()
+    for rung in sorted((RUNGS[name] for name in STATIC), key=lambda rung: rung.stage):
+        kind, float_nodes, before = work.kind, work.float_nodes, work.constants()
+        rung.apply(work)
+        after = work.constants()
+        assert (kind != work.kind) <= (rung.name == "ranges")
+        assert (float_nodes != work.float_nodes) <= (rung.name == "float_layers")
+        for layer in graph.layers(work.program):
+            assert layer.bias is not None
+            taken = rung.name == "float_layers" and layer.name in work.float_nodes - float_nodes
+            trained = rung.name == "quantization_aware_training"
+            for name, rungs_that_may in (
+                (layer.weight, ("hessian_rounding", "adaptive_rounding")),
+                (layer.bias, ("adaptive_rounding", "bias_correction")),
+            ):
+                if not (taken or trained or rung.name in rungs_that_may):
+                    assert torch.equal(before[name], after[name]), (rung.name, name)
+            if rung.name in ("hessian_rounding", "adaptive_rounding", "bias_correction"):
+                on_grid = round_weight(after[layer.weight], layer.channel_axis)
+                assert torch.allclose(on_grid, after[layer.weight], atol=1e-7), rung.name
+            if rung.name == "bias_correction":
+                assert not torch.equal(before[layer.bias], after[layer.bias])
+    for name, value in work.reference.state_dict().items():
+        assert torch.equal(value, original[name])
 
 
 def test_the_order_of_application_is_not_that_of_climbing(
@@ -140,17 +155,39 @@ def test_another_budget_uses_what_was_climbed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loose = make_work(exported, sets, tmp_path, max_drop=-0.5)
-    _, first = climb(loose, rungs(*FREE), tmp_path)
+    _, first = climb(loose, rungs(*FREE, "adaptive_rounding"), tmp_path)
     tight = make_work(exported, sets, tmp_path)
 
     def judge_again(work: Work, limit: int = 0) -> None:
         raise AssertionError("judged again")
 
     tight.judge = judge_again  # type: ignore[assignment]
-    _, second = climb(tight, rungs(*FREE), tmp_path)
+    _, second = climb(tight, rungs(*FREE, "adaptive_rounding"), tmp_path)
     assert second == first
     for name, value in loose.constants().items():
         assert torch.equal(value, tight.constants()[name])
+
+
+@pytest.mark.parametrize(
+    ("found", "steps"),
+    [
+        (Quality(24.0, 0.08), ()),  # nearer to float, and out of the budget
+        (Quality(24.0, 1 - 0.94), ("bias_correction",)),  # 0.06 comes out as 0.06000000000000005
+    ],
+)
+def test_no_rung_leads_out_of_a_budget_that_was_kept(
+    found: Quality,
+    steps: tuple[str, ...],
+    exported: torch.export.ExportedProgram,
+    sets: dict[str, SampleSet],
+    tmp_path: Path,
+) -> None:
+    work = make_work(exported, sets, tmp_path, max_drop=0.06)
+    given = iter((Quality(20.0, 0.05), found))
+    work.judge = lambda work, limit=0: next(given)
+    kept, results = climb(work, rungs("bias_correction", "float_layers"), tmp_path)
+    assert kept == steps
+    assert [result.rung for result in results] == [FOOT, "bias_correction"], "within the budget"
 
 
 def nothing(work: Work) -> str:
@@ -252,9 +289,31 @@ def test_a_short_training_brings_the_outputs_closer(
     before = work.judge(work)
     assert RUNGS["quantization_aware_training"].apply(work) == "", "nothing to learn from"
     assert work.judge(work) == before
-    work.training = work.calibration(16)
+    work.training = lambda: work.calibration(16)
     assert RUNGS["quantization_aware_training"].apply(work)
     assert work.judge(work).sqnr_db > before.sqnr_db + 1
+
+
+def test_large_outputs_are_judged_on_fewer_samples(
+    exported: torch.export.ExportedProgram,
+    sets: dict[str, SampleSet],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    work = make_work(exported, sets, tmp_path)
+    assert output_bytes(work.reference) == 40 and input_bytes(work.reference) == 12288
+    assert live_bytes(work.reference) >= 12288 + 8 * 16 * 16 * 4
+    monkeypatch.setattr(memory, "MAX_BYTES", 400)
+    judge = SimulatedJudge(work.reference, sets["choose"], "agreement")
+    seen: list[int] = []
+
+    def simulate(samples: list[Sample]) -> list[list[torch.Tensor]]:
+        seen.append(len(samples))
+        return [[torch.zeros(1, 10)] for _ in samples]
+
+    monkeypatch.setattr(work, "simulate", simulate)
+    judge(work)
+    assert seen == [1] * 10, "one at a time, because its activations take more than that"
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit import quality
+from edgekit import codec, quality
+from edgekit.bundle import write_raw_tensor
 from edgekit.quantize import graph
 from edgekit.quantize.base import example_inputs
+from edgekit.quantize.debug import in_place_worker, own_worker
 from edgekit.quantize.engine import Repaired, RepairSettings, repair_program
 from edgekit.quantize.inspect import inspect_file
 from edgekit.quantize.outliers import CHANNELS, find
@@ -108,6 +110,39 @@ def test_every_runtime_gains(
     promised = promised_share(made.gm, example_inputs(given.input_specs), done.recipe)
     assert promised is not None and found.int8_mac_share is not None
     assert promised <= found.int8_mac_share < 1
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_its_layers_are_found_when_debugging(
+    given: Case, mended: tuple[Case, Repaired], runtime: str, tmp_path: Path
+) -> None:
+    """Other layers have the names of the float program's: the linear ones are numbered."""
+    made, done = mended
+    file = made.export(
+        runtime, RECIPE.name, tmp_path / "apart", float_nodes=done.recipe.float_nodes
+    )
+    golden = write_raw_tensor(tmp_path, "golden.raw", "x", given.inputs[0])
+    payload = {
+        "id": "apart",
+        "runtime": runtime,
+        "artifact": str(file),
+        "program": str(given.folder / "program.pt2"),
+        "repaired": str(made.folder),
+        "recipe": codec.to_jsonable(done.recipe),
+        "inputs": codec.to_jsonable(given.input_specs),
+        "folder": str(tmp_path),
+        "golden": codec.to_jsonable((golden,)),
+        "expected": [],
+        "samples": [0, 1, 2],
+        "work": str(tmp_path),
+    }
+    nodes = {node["name"]: node for node in own_worker(payload)}
+    found = in_place_worker(payload)["measured"]
+    layers = {layer.name: layer for layer in graph.layers(made.gm)}
+    quantized = layers.keys() - set(done.recipe.float_nodes)
+    assert quantized and {name for name in layers if nodes[name]["facts"]} == quantized
+    for name in quantized:
+        assert found[name]["sqnr_db"] > 20 and nodes[name]["facts"]["own_sqnr_db"] > 30, name
 
 
 def test_it_is_found_again_and_replayed(
