@@ -95,6 +95,8 @@ def _run(
         if "make" in phases and (record is None or fresh):
             with _told(case, "make"):
                 record = make_case(case, key, work, olive=olive)
+            if record.failure:
+                print(f"{case.name}: {record.failure}", file=sys.stderr, flush=True)
             _keep(log, record)
         if record is None:
             record = Record(case.name, key, failure="not made yet, or changed since: --only make")

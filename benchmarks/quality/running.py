@@ -20,6 +20,7 @@ from benchmarks.quality.records import Alone, Conditions, Entry, Record
 from edgekit.bundle import Bundle
 from edgekit.errors import EdgekitError
 from edgekit.files import sha256_file
+from edgekit.quality import within
 from edgekit.types import EvalResult
 
 
@@ -104,7 +105,7 @@ class _Run:
             int8_mac_share=inspection.int8_mac_share if inspection else None,
         )
         try:
-            found = self._figures(made, truth)
+            found = self._figures(self.case, made, truth)
         except EdgekitError as error:
             return replace(entry, failure=error.message)
         return replace(
@@ -119,6 +120,8 @@ class _Run:
         )
         made = {one.artifact: one for one in making.ours(bundle, failures)}
         truth = self._truth(part.alone)
+        # Its output is the part.
+        case = replace(self.case, parts=())
         recipes = {artifact.id: artifact.recipe for artifact in whole.manifest.artifacts}
         found = []
         for entry in entries:
@@ -129,15 +132,15 @@ class _Run:
                 recipe = artifact.recipe
                 same = (recipe.name, recipe.variant) == (wanted.name, wanted.variant)
                 if artifact.runtime == entry.runtime and same:
-                    figures = self._figures(made[artifact.id], truth)
+                    figures = self._figures(case, made[artifact.id], truth)
                     (together,) = (o.sqnr_db for o in entry.outputs if o.output == part.name)
                     by_itself = min(o.sqnr_db for o in figures.outputs)
                     found.append(Alone(part.name, entry.artifact, together, by_itself))
         return found
 
-    def _figures(self, made: Made, truth: Truth) -> Figures:
+    def _figures(self, case: Case, made: Made, truth: Truth) -> Figures:
         with tempfile.TemporaryDirectory(prefix="edgekit-quality-") as name:
-            return judging.figures(self.case, made, truth, Path(name))
+            return judging.figures(case, made, truth, Path(name))
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -168,7 +171,7 @@ def _least_accurate(
 
     for runtime in dict.fromkeys(entry.runtime for entry in entries):
         ours = [e for e in entries if (e.side, e.runtime) == ("ours", runtime) and not e.failure]
-        within = [e for e in ours if decided[e.artifact].drop <= case.max_drop]
+        kept = [e for e in ours if within(decided[e.artifact].drop, case.max_drop)]
         if ours:
-            found = min(within, key=accuracy) if within else max(ours, key=accuracy)
+            found = min(kept, key=accuracy) if kept else max(ours, key=accuracy)
             yield found.artifact

@@ -16,11 +16,9 @@ LATENCY_NOISE = 0.03
 
 
 def bars(case: Case, record: Record, seed: int) -> list[Bar]:
-    """Every bar of a case that was run, on latency only if it was timed; a case that failed has
-    one, which is missed."""
-    if record.skipped:
-        return []
-    if record.failure:
+    """Every bar of a case, on latency only if it was timed; one that failed, or that lacks what it
+    needs, has one, which is missed."""
+    if record.skipped or record.failure:
         return [Bar(f"{case.name}: it could be made", 1, 0, timing=False)]
     found = list(_made(case, record))
     for runtime in record.runtimes:
@@ -30,19 +28,7 @@ def bars(case: Case, record: Record, seed: int) -> list[Bar]:
             found += _against_stock(case, record, ours, seed)
             found += _against_float(case, record, ours, seed)
     found += _between_runtimes(case, record)
-    runtimes = {entry.artifact: entry.runtime for entry in record.entries}
-    found += [
-        Bar(
-            f"{case.name} {runtimes[alone.artifact]}: {alone.part} alone, better by",
-            alone.alone_db - alone.whole_db,
-            case.bars.apart_db,
-            "dB",
-            timing=False,
-        )
-        for alone in record.alone
-        if case.bars.apart_db is not None and alone.artifact in record.compared
-    ]
-    return found
+    return [*found, *_parts(case, record)]
 
 
 def ratio(one: Entry, other: Entry) -> float:
@@ -59,6 +45,26 @@ def _made(case: Case, record: Record) -> Iterator[Bar]:
             if failed or untimed:
                 name = "float" if side == "float" else "INT8"
                 yield Bar(f"{case.name} {runtime}: {name} files missing", 1, 0, timing=False)
+
+
+def _parts(case: Case, record: Record) -> Iterator[Bar]:
+    if case.bars.apart_db is None:
+        return
+    runtimes = {entry.artifact: entry.runtime for entry in record.entries}
+    known = {(alone.part, alone.artifact): alone for alone in record.alone}
+    for artifact in record.compared:
+        for part in case.parts:
+            what, alone = (
+                f"{case.name} {runtimes[artifact]}: {part.name}",
+                known.get((part.name, artifact)),
+            )
+            if alone is not None:
+                better = alone.alone_db - alone.whole_db
+                yield Bar(
+                    f"{what} alone, better by", better, case.bars.apart_db, "dB", timing=False
+                )
+            elif part.alone:
+                yield Bar(f"{what} alone could not be made", 1, 0, timing=False)
 
 
 def _accuracy(case: Case, record: Record, ours: Entry) -> Iterator[Bar]:
@@ -105,8 +111,8 @@ def _against_float(case: Case, record: Record, ours: Entry, seed: int) -> Iterat
         yield Bar(f"{what}: latency of float", ratio(ours, twin), limit)
     if case.bars.float_where_slower and compare(ours, twin, seed).verdict == "slower":
         chosen = [choice for choice in record.choices if choice.runtime == ours.runtime]
-        wrong = not any(choice.precision == "fp32" and choice.rule for choice in chosen)
-        yield Bar(f"{what}: slower than float, and yet chosen", int(wrong), 0)
+        told = any(one.precision == "fp32" and "INT8" in one.rule for one in chosen)
+        yield Bar(f"{what}: slower than float, and not told so", int(not told), 0)
 
 
 def _between_runtimes(case: Case, record: Record) -> Iterator[Bar]:

@@ -13,6 +13,8 @@ from torch import nn
 from benchmarks import engine, equalisation, ladder
 from edgekit import quality
 from edgekit.quantize.prepare import as_module, export_program, prepare, run
+from edgekit.quantize.rungs import RUNGS
+from edgekit.types import RungResult
 from tests.fixtures.tiny_project import make_project
 
 
@@ -48,6 +50,23 @@ def test_every_rung_of_the_ladder_is_told(
     assert ladder.main([str(project), "--quick", "--json"]) == 0
     rungs = [row["rung"] for row in json.loads(capsys.readouterr().out)["rows"]]
     assert rungs == ["calibration", "bias_correction", "hessian_rounding"]
+
+
+def test_a_rung_that_a_project_is_to_show_has_to_gain_there() -> None:
+    def rung(name: str, sqnr_db: float, *, kept: bool = True) -> RungResult:
+        return RungResult(name, kept=kept, sqnr_db=sqnr_db, drop=0.0, seconds=1.0)
+
+    climbed = [rung("calibration", 20.0), rung("a", 21.5), rung("b", 22.0), rung("c", 21.0)]
+    bars = {bar.what: bar.kept for bar in ladder.report(climbed, ("a", "b", "absent")).bars}
+    assert bars == {"a: gain": True, "b: gain": False, "absent: gain": False}
+    assert ladder.report(climbed).bars == []
+
+
+@pytest.mark.parametrize("name", sorted(ladder._SHOWN))
+def test_what_is_to_be_shown_exists(name: str) -> None:
+    projects = Path(ladder.__file__).parent / "projects"
+    assert (projects / name).is_dir() or name == engine.EXAMPLE.name
+    assert set(ladder._SHOWN[name]) <= RUNGS.keys()
 
 
 def test_equalisation_is_told_beside_none(
