@@ -69,14 +69,21 @@ class Outcome:
     peak_rss_bytes: int
 
 
-def run_isolated(job: Job) -> Any:
-    """Run one job and return its value.
+Told = Callable[[Job, str], object]
+
+
+def _unheard(job: Job, text: str) -> None:
+    pass
+
+
+def run_isolated(job: Job, *, on_told: Told = _unheard) -> Any:
+    """Run one job and return its value; ``on_told`` as in :func:`run_many`.
 
     Raises:
         WorkerCrashed: the process died or passed a limit, or the function raised a foreign error.
         EdgekitError: the function raised one; it arrives as the same class.
     """
-    (outcome,) = run_many([job], max_workers=1)
+    (outcome,) = run_many([job], max_workers=1, on_told=on_told)
     if outcome.error is not None:
         raise outcome.error
     return outcome.value
@@ -87,11 +94,13 @@ def run_many(
     *,
     max_workers: int,
     on_done: Callable[[Outcome], None] = lambda outcome: None,
+    on_told: Told = _unheard,
 ) -> list[Outcome]:
     """Run jobs, at most ``max_workers`` at a time, and return their outcomes in the order given.
 
     A job whose predecessor failed is not started; it fails with that reason. On KeyboardInterrupt
     (or any other exception in the caller) every process group is killed before it propagates.
+    ``on_told`` is given what a running job says by :func:`edgekit.telling.tell`.
     """
     waiting = sorted(jobs, key=lambda job: -job.weight)
     # All processes that there are, so that whatever interrupts us, they will be killed.
@@ -118,6 +127,9 @@ def run_many(
                         break
                     waiting.remove(job)
                     start(job)
+                for worker in workers:
+                    if worker.busy and (text := worker.told()):
+                        on_told(worker.job, text)
                 finished = [worker for worker in workers if worker.busy and worker.poll()]
                 for worker in finished:
                     outcome = worker.finish()
@@ -172,6 +184,7 @@ class _Worker:
         self.busy, self._job = True, job
         self.jobs += 1
         self._result = self._folder / f"{self._mark}-{self.jobs}.json"
+        self._told, self._heard = self._result.with_suffix(".told"), ""
         self._started = self._next_memory_check = time.monotonic()
         self._peak_rss = 0
         self._stopped: errors.WorkerCrashed | None = None
@@ -184,6 +197,7 @@ class _Worker:
             "payload": job.payload,
             "log": str(job.log.absolute()),
             "result": str(self._result),
+            "told": str(self._told),
             "parent": os.getpid(),
         }
         assert self._process.stdin is not None
@@ -207,6 +221,20 @@ class _Worker:
     def suits(self, job: Job) -> bool:
         """Whether ``job`` may follow the last one in this process."""
         return bool(job.worker) and (job.worker, job.env) == (self._job.worker, self._job.env)
+
+    @property
+    def job(self) -> Job:
+        """The job that it was given last."""
+        return self._job
+
+    def told(self) -> str:
+        """What the job says that it did not say before; empty where there is nothing new."""
+        try:
+            text = self._told.read_text(encoding="utf-8")
+        except OSError:
+            return ""
+        heard, self._heard = self._heard, text
+        return text if text != heard else ""
 
     def poll(self) -> bool:
         """Look after the process; True once its job has ended."""

@@ -14,7 +14,7 @@ import sys
 import traceback
 from typing import Any
 
-from edgekit import errors
+from edgekit import errors, telling
 
 _PR_SET_PDEATHSIG = 1
 
@@ -28,6 +28,7 @@ def main() -> int:
         _die_with_parent(request["parent"])
         for output in (1, 2):
             _redirect(request["log"], os.O_WRONLY | os.O_APPEND, output)
+        telling.listen(request["told"])
         _answer(request)
     # Frameworks may hang or crash in their own clean-up; the work is done and saved.
     os._exit(0)

@@ -24,12 +24,15 @@ _BOUND = float(torch.finfo(torch.float32).max) / 2
 Samples = Callable[[], Iterable[tuple[torch.Tensor, ...]]]
 
 
-def calibrate(gm: fx.GraphModule, samples: Samples) -> dict[str, Range]:
+def calibrate(
+    gm: fx.GraphModule, samples: Samples, *, advance: Callable[[], object] = lambda: None
+) -> dict[str, Range]:
     """Ranges by node name, for every float tensor that the program computes.
 
     Args:
         gm: the prepared program.
         samples: called twice; gives the model's input tuples.
+        advance: called after each sample of both passes.
 
     Raises:
         DataError: no samples, or a tensor with NaN values. Infinite ones, of which masks are made,
@@ -40,11 +43,13 @@ def calibrate(gm: fx.GraphModule, samples: Samples) -> dict[str, Range]:
         for inputs in samples():
             extremes.run(*inputs)
             extremes.sample += 1
+            advance()
         if extremes.sample == 0:
             raise DataError("The calibration set is empty.", remedy="Pass real samples to --calib.")
         histograms = _Histograms(gm, extremes.low, extremes.high)
         for inputs in samples():
             histograms.run(*inputs)
+            advance()
     ranges = {}
     for name, low in extremes.low.items():
         high = extremes.high[name]

@@ -40,6 +40,7 @@ from edgekit.quantize.prepare import (
 from edgekit.quantize.ranges import Range, load_ranges, save_ranges
 from edgekit.quantize.rungs import RUNGS
 from edgekit.quantize.rungs.base import SimulatedJudge, Work, sample_at, spread
+from edgekit.telling import counted
 from edgekit.types import Metric, Recipe, RungResult, TensorSpec
 
 PROGRAM = "program.pt2"
@@ -175,7 +176,8 @@ def repair_program(
         saved: folder for what later runs with other budgets can use: rungs, sensitivities.
         folder: where the results go.
         train: what quantization-aware training may learn from.
-        on_step: called with the name of each step before it starts.
+        on_step: called with the name of each step before it starts, and every few seconds with how
+            much of the calibration is done.
 
     Raises:
         DataError: the calibration set cannot be used.
@@ -194,7 +196,8 @@ def repair_program(
                 remedy="Give some: --calib PATH.",
             )
         on_step("calibrate")
-        ranges = _ranges(reference, calibration, calibrated / RANGES)
+        advance = counted(on_step, "calibrate", 2 * calibration.n)
+        ranges = _ranges(reference, calibration, calibrated / RANGES, advance)
         float_nodes = _structure(reference, ranges)
     save_ranges(folder / RANGES, ranges)
     if calibration is None and recipe.steps:
@@ -280,11 +283,16 @@ def _rewritten(
     return changed
 
 
-def _ranges(reference: fx.GraphModule, calibration: SampleSet, path: Path) -> dict[str, Range]:
+def _ranges(
+    reference: fx.GraphModule,
+    calibration: SampleSet,
+    path: Path,
+    advance: Callable[[], object],
+) -> dict[str, Range]:
     """The calibrated ranges, from an earlier run where there are some."""
     if path.is_file():
         return load_ranges(path)
-    ranges = calibrate(reference, lambda: samples(calibration))
+    ranges = calibrate(reference, lambda: samples(calibration), advance=advance)
     save_ranges(path, ranges)
     return ranges
 

@@ -50,8 +50,8 @@ class _LineStage:
     def advance(self, n: int = 1, note: str = "") -> None:
         self._done += n
         if note:
-            of = f"/{self._total}" if self._total is not None else ""
-            self._progress.log(f"{self._name} [{self._done}{of}]: {note}")
+            of = f" [{self._done}/{self._total}]" if self._total is not None else ""
+            self._progress.log(f"{self._name}{of}: {note}")
 
     def set_total(self, total: int) -> None:
         self._total = total

@@ -116,8 +116,11 @@ class _Quantizing:
         return result, step / "program.pt2"
 
     def _read_sets(self, loaded: LoadResult) -> dict[str, SetResult]:
-        with self._progress.stage("Read calibration and evaluation samples"):
-            found = run_isolated(self._planner.read_sets(loaded))
+        with self._progress.stage("Read calibration and evaluation samples") as stage:
+            found = run_isolated(
+                self._planner.read_sets(loaded),
+                on_told=lambda job, text: stage.advance(0, note=text),
+            )
         return {
             role: codec.from_json(SetResult, value, where="sample set")
             for role, value in found.items()
@@ -141,7 +144,11 @@ class _Quantizing:
                 failures[outcome.job.name] = outcome.error
                 self._progress.log(f"{outcome.job.name} failed: {outcome.error}")
 
-            run_many(jobs, max_workers=os.cpu_count() or 1, on_done=on_done)
+            def on_told(job: Job, text: str) -> None:
+                stage.advance(0, note=f"{job.name}: {text}")
+
+            workers = os.cpu_count() or 1
+            run_many(jobs, max_workers=workers, on_done=on_done, on_told=on_told)
         return failures
 
 

@@ -27,6 +27,7 @@ from edgekit.pipeline.step_results import (
     SetResult,
 )
 from edgekit.pipeline.workspace import load_result, making
+from edgekit.telling import counted, tell
 from edgekit.types import (
     EvalResult,
     Metric,
@@ -80,7 +81,12 @@ def read_sets(payload: dict[str, Any]) -> dict[str, Any]:
     preprocess = codec.from_json(Preprocess, given, where="preprocess") if given else None
     sets = {
         role: load_samples(
-            spec, inputs, preprocess, base=Path(payload["root"]), cache=Path(payload["cache"])
+            spec,
+            inputs,
+            preprocess,
+            base=Path(payload["root"]),
+            cache=Path(payload["cache"]),
+            advance=counted(tell, f"{role} samples"),
         )
         for role, spec in payload["sets"].items()
     }
@@ -185,7 +191,7 @@ def repair(payload: dict[str, Any]) -> None:
             saved,
             folder,
             train=open_samples(Path(payload["train"])) if payload["train"] else None,
-            on_step=lambda name: print(name, flush=True),  # noqa: T201 - the job's log
+            on_step=tell,
         )
         results.append(RepairResult(repaired.recipe, repaired.ladder, repaired.digest))
 

@@ -12,11 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from edgekit.errors import DataError, MissingExtra, WorkerCrashed
+from edgekit.telling import tell
 
 
 def double(payload: dict[str, Any]) -> dict[str, Any]:
     sys.stdout.write("noise on stdout {not json\n")
     return {"value": payload["value"] * 2, "pid": os.getpid()}
+
+
+def tells(payload: dict[str, Any]) -> str:
+    for text in ("one", "two"):
+        tell(text)
+        sys.stdout.write("noise that nobody is to hear of\n")
+        wait_for(Path(payload["pids"] + text))
+    return "done"
+
+
+def wait_for(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.01)
 
 
 def segfault(payload: dict[str, Any]) -> None:

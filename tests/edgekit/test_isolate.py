@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from edgekit import telling
 from edgekit.errors import DataError, ExportFailed, MissingExtra, WorkerCrashed
 from edgekit.isolate import Job, Outcome, run_isolated, run_many
 from edgekit.worker_errors import log_tail
@@ -54,6 +55,28 @@ def test_returns_the_value_although_the_function_prints(tmp_path: Path) -> None:
     assert value["value"] == 42
     assert value["pid"] != os.getpid()
     assert "noise on stdout" in (tmp_path / "double.log").read_text()
+
+
+def test_what_a_job_says_is_heard_while_it_works(tmp_path: Path) -> None:
+    heard: list[tuple[str, str]] = []
+
+    def on_told(which: Job, text: str) -> None:
+        heard.append((which.name, text))
+        (tmp_path / f"pids{text}").touch()  # or it would wait for ever
+
+    assert run_isolated(job(tmp_path, "tells"), on_told=on_told) == "done"
+    assert heard == [("tells", "one"), ("tells", "two")]
+    assert "two" in (tmp_path / "tells.log").read_text()
+
+
+def test_a_count_speaks_every_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(100))
+    monkeypatch.setattr(telling.time, "monotonic", lambda: float(next(now)))
+    said: list[str] = []
+    advance = telling.counted(said.append, "samples", 20)
+    for _ in range(12):
+        advance()
+    assert said == ["samples: 5 of 20", "samples: 10 of 20"], "looking at the clock takes a second"
 
 
 @pytest.mark.parametrize(
