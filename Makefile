@@ -54,7 +54,8 @@ types: $(STAMP)
 pytest: $(STAMP)
 	@# With as many files at a time as there are cores, more threads would wait for each other.
 	PATH="$(BIN):$$PATH" OMP_WAIT_POLICY=passive OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest \
-	    --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder $(PYTEST)
+	    --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder \
+	    --durations 30 --durations-min 20 $(PYTEST)
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix-only .

@@ -71,7 +71,7 @@ def test_what_a_job_says_is_heard_while_it_works(tmp_path: Path) -> None:
 
 def test_a_count_speaks_every_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(100))
-    monkeypatch.setattr(telling.time, "monotonic", lambda: float(next(now)))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(now)))
     said: list[str] = []
     advance = telling.counted(said.append, "samples", 20)
     for _ in range(12):

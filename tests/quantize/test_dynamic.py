@@ -27,9 +27,18 @@ def small_vit(tmp_path_factory: pytest.TempPathFactory) -> Case:
     return case(vit(), tmp_path_factory.mktemp("vit"), ["x"])
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_every_linear_layer_is_dynamic_int8(small_vit: Case, runtime: str, tmp_path: Path) -> None:
-    artifact = small_vit.export(runtime, DYNAMIC, tmp_path)
+@pytest.fixture(scope="module", params=RUNTIMES)
+def dynamic(
+    small_vit: Case, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """A runtime, and its artifact of the whole network."""
+    return request.param, small_vit.export(request.param, DYNAMIC, tmp_path_factory.mktemp("all"))
+
+
+def test_every_linear_layer_is_dynamic_int8(
+    small_vit: Case, dynamic: tuple[str, Path], tmp_path: Path
+) -> None:
+    runtime, artifact = dynamic
     assert small_vit.sqnr_db(artifact, runtime)[0] > WORKS_DB
     found = inspect_file(artifact)
     promised = promised_share(small_vit.gm, example_inputs(small_vit.input_specs), RECIPES[DYNAMIC])
@@ -42,10 +51,12 @@ def test_every_linear_layer_is_dynamic_int8(small_vit: Case, runtime: str, tmp_p
     )
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_linear_layer_can_stay_float(small_vit: Case, runtime: str, tmp_path: Path) -> None:
+def test_a_linear_layer_can_stay_float(
+    small_vit: Case, dynamic: tuple[str, Path], tmp_path: Path
+) -> None:
+    runtime, artifact = dynamic
     first = next(layer.name for layer in layers(small_vit.gm) if "linear" in layer.name)
-    whole = inspect_file(small_vit.export(runtime, DYNAMIC, tmp_path / "all"))
+    whole = inspect_file(artifact)
     mixed = inspect_file(
         small_vit.export(runtime, DYNAMIC, tmp_path / "mixed", float_nodes=[first])
     )

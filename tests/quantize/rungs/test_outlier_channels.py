@@ -97,13 +97,23 @@ def test_the_program_computes_the_same_and_int8_gains(
     assert plain.recipe.steps == RUNGS[:1]
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.fixture(scope="module", params=RUNTIMES)
+def exported(
+    mended: tuple[Case, Repaired],
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[str, Path]:
+    """A runtime, and its artifact of the network with channels apart."""
+    made, done = mended
+    out, nodes = tmp_path_factory.mktemp("apart"), done.recipe.float_nodes
+    return request.param, made.export(request.param, RECIPE.name, out, float_nodes=nodes)
+
+
 def test_every_runtime_gains(
-    given: Case, mended: tuple[Case, Repaired], runtime: str, tmp_path: Path
+    given: Case, mended: tuple[Case, Repaired], exported: tuple[str, Path], tmp_path: Path
 ) -> None:
     made, done = mended
-    nodes = done.recipe.float_nodes
-    file = made.export(runtime, RECIPE.name, tmp_path / "apart", float_nodes=nodes)
+    runtime, file = exported
     plain = given.export(runtime, RECIPE.name, tmp_path / "plain")
     assert given.sqnr_db(file, runtime)[0] > given.sqnr_db(plain, runtime)[0] + 3
     found = inspect_file(file)
@@ -112,15 +122,12 @@ def test_every_runtime_gains(
     assert promised <= found.int8_mac_share < 1
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
 def test_its_layers_are_found_when_debugging(
-    given: Case, mended: tuple[Case, Repaired], runtime: str, tmp_path: Path
+    given: Case, mended: tuple[Case, Repaired], exported: tuple[str, Path], tmp_path: Path
 ) -> None:
     """Other layers have the names of the float program's: the linear ones are numbered."""
     made, done = mended
-    file = made.export(
-        runtime, RECIPE.name, tmp_path / "apart", float_nodes=done.recipe.float_nodes
-    )
+    runtime, file = exported
     golden = write_raw_tensor(tmp_path, "golden.raw", "x", given.inputs[0])
     payload = {
         "id": "apart",
