@@ -114,7 +114,7 @@ def inspect(root: str) -> dict[str, Any]:
     blobs = list(files(os.path.join(root, "store", "sha256")))
     incoming = os.path.join(root, "store", "incoming")
     return {
-        "current": {name: current(root, name) for name in names if not name.endswith(".tmp")},
+        "current": {name: current(root, name) for name in names if not name.startswith(".")},
         "blobs": [os.path.basename(b) for b in blobs if sha256(b) == os.path.basename(b)],
         "false": [b for b in blobs if sha256(b) != os.path.basename(b)],
         "parts": {os.path.basename(p): (os.path.getsize(p), sha256(p)) for p in files(incoming)},

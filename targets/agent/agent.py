@@ -95,8 +95,14 @@ def make_folder(path: str) -> str:
     return path
 
 
+def temporary_name(path: str) -> str:
+    """A name for what becomes ``path``; no model, file or folder can have it, for it begins with a
+    dot."""
+    return os.path.join(os.path.dirname(path), ".new-" + secrets.token_hex(6))
+
+
 def write_durable(path: str, text: str) -> None:
-    temporary = "%s.%s.tmp" % (path, secrets.token_hex(4))
+    temporary = temporary_name(path)
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -107,7 +113,7 @@ def write_durable(path: str, text: str) -> None:
 
 def link_durable(target: str, path: str) -> None:
     """Makes ``path`` a symbolic link to ``target`` in one rename, whatever it was before."""
-    temporary = "%s.%s.tmp" % (path, secrets.token_hex(4))
+    temporary = temporary_name(path)
     os.symlink(target, temporary)
     os.replace(temporary, path)
     sync(os.path.dirname(path))
@@ -117,7 +123,7 @@ def link_durable(target: str, path: str) -> None:
 def staged(final: str) -> Iterator[str]:
     """An empty folder that becomes ``final`` when the block ends well; ``final`` must be absent."""
     parent = make_folder(os.path.dirname(final))
-    staging = os.path.join(parent, ".new-" + secrets.token_hex(6))
+    staging = temporary_name(final)
     os.mkdir(staging, 0o700)
     try:
         yield staging
@@ -540,7 +546,7 @@ def _place_file(blob: str, place: str, item: Dict[str, Any]) -> None:
     """Puts a blob at its place in a runtime, whatever is there."""
     if item["executable"]:
         os.chmod(blob, 0o555)
-    temporary = "%s.%s.tmp" % (place, secrets.token_hex(4))
+    temporary = temporary_name(place)
     try:
         # A hard link, not a symbolic one: the loader finds $ORIGIN by the real path.
         os.link(blob, temporary)
@@ -589,7 +595,7 @@ def unpack(path: str, folder: str, item: Dict[str, Any], *, repair: bool = False
             for info in kept:
                 target = os.path.join(folder, info.filename)
                 os.makedirs(os.path.dirname(target), 0o700, exist_ok=True)
-                place = "%s.%s.tmp" % (target, secrets.token_hex(4)) if repair else target
+                place = temporary_name(target) if repair else target
                 # The source gives file_size bytes that have the archive's CRC, or an error.
                 with open(place, "xb") as sink, archive.open(info) as source:
                     shutil.copyfileobj(source, sink, CHUNK)
@@ -815,8 +821,7 @@ def _models(root: Root) -> List[str]:
         names = os.listdir(root.at("current"))
     except FileNotFoundError:
         return []
-    return sorted(name for name in names if re.fullmatch(PATTERNS["name"], name)
-                  and not name.endswith(".tmp"))  # fmt: skip
+    return sorted(name for name in names if re.fullmatch(PATTERNS["name"], name))
 
 
 def _needed(root: Root, model: str) -> List[str]:
