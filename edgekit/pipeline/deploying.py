@@ -329,13 +329,12 @@ def _same_device(a: DeviceFacts, b: DeviceFacts) -> bool:
 
 def _active(device: Device, bundle: Bundle, artifact_id: str, threads: int) -> Activation | None:
     """The device's activation, if it already is this artifact of this bundle and undamaged."""
-    status = device.status(verify=True)
+    status = device.status(verify=True, model=bundle.manifest.model.name)
     if status.problems:
         return None  # to activate it again mends it
     for active in status.activations:
         if (
-            active.model == bundle.manifest.model.name
-            and bundle.digest.startswith(active.release)
+            bundle.digest.startswith(active.release)
             and active.artifact_id == artifact_id
             and active.threads == threads
         ):
