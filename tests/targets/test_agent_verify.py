@@ -47,9 +47,11 @@ def heavy(device: Device) -> Path:
     return blob
 
 
-def verifying(other: Device, blob: Path, threads: ThreadPoolExecutor) -> Future[DeviceStatus]:
+def verifying(
+    other: Device, blob: Path, threads: ThreadPoolExecutor, model: str | None = None
+) -> Future[DeviceStatus]:
     """``status --verify`` of a second host, at the moment when its agent reads ``blob``."""
-    told = threads.submit(other.status, verify=True)
+    told = threads.submit(other.status, verify=True, model=model)
     state = blob.stat()
     while (state.st_dev, state.st_ino) not in agent._open_files():
         assert not told.done(), "it was not read"
@@ -118,7 +120,7 @@ def test_what_comes_while_it_is_looked_at_is_read_too(
     activate(device, releases[0])
     blob = heavy(device)
     with connect(local_target(tmp_path / "root")) as other, ThreadPoolExecutor(1) as threads:
-        told = verifying(other, blob, threads)
+        told = verifying(other, blob, threads, MODEL)
         for release in releases[1:]:
             activate(device, release)
         device.gc()
