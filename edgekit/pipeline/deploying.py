@@ -23,6 +23,7 @@ from edgekit.results import RunDir, RunRecord
 from edgekit.select import select
 from edgekit.targets.deploy import PushReport
 from edgekit.targets.device import Device, connect
+from edgekit.targets.profile import thread_counts
 from edgekit.types import (
     Activation,
     CandidateFailure,
@@ -143,8 +144,10 @@ def _deploy(
     pushed: PushReport | None = None
     activation: Activation | None = None
     with connect(target, progress=progress) as device:
-        probe = config.probe
-        if device.facts().emulated:
+        probe, facts = config.probe, device.facts()
+        if not probe.threads:
+            probe = replace(probe, threads=thread_counts(device.profile, facts))
+        if facts.emulated:
             probe = replace(probe, threads=(min(probe.threads),), processes=1)
             progress.log(f"{target.name} is emulated: every artifact is run once there, to see it "
                          "run and agree; its times would be no board's.")  # fmt: skip
