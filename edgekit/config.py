@@ -70,9 +70,12 @@ class QuantizeConfig:
 
 @dataclass(frozen=True, slots=True)
 class ProbeConfig:
-    """How to measure: per artifact and thread count, ``processes`` runs of ``budget_s`` seconds."""
+    """How to measure: per artifact and thread count, ``processes`` runs of ``budget_s`` seconds.
 
-    threads: tuple[int, ...] = (1, 2)
+    Without ``threads``, the counts of the device's profile are taken, as far as it has CPUs.
+    """
+
+    threads: tuple[int, ...] = ()
     processes: int = 5
     budget_s: float = 1.0
     objective: Literal["p50", "p90"] = "p50"

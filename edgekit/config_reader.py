@@ -259,7 +259,7 @@ class _Document:
         table = self.section("probe")
         objective = table.choice("objective", "p50", ("p50", "p90"))
         probe = ProbeConfig(
-            threads=table.items("threads", (1, 2), whole(1, 256), "thread counts"),
+            threads=table.items("threads", (), whole(1, 256), "thread counts"),
             processes=table.integer("processes", 5, 1, 1000),
             budget_s=table.number("budget_s", 1.0, 0.01, 3600.0),
             objective=cast(Literal["p50", "p90"], objective),

@@ -192,7 +192,7 @@ max_drop = 0.01 # accuracy that may be lost on the device; 0.01 is one point
 # max_rss_mb = 300.0
 
 [probe]
-threads = [1, 2]
+# threads = [1, 2] # default: those of the device's profile, as far as it has CPUs
 processes = 5 # fresh processes per artifact and thread count
 budget_s = 1.0 # seconds of timed runs per process
 objective = "p50" # or "p90"

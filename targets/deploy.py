@@ -12,13 +12,18 @@ from edgekit.bundle import Bundle
 from edgekit.errors import DeviceError
 from edgekit.progress import Progress
 from edgekit.targets.answer import Answer
-from edgekit.targets.channel import Channel
+from edgekit.targets.channel import AgentRefused, Channel
 from edgekit.targets.runtimes import Runtime
 from edgekit.types import Activation, Artifact, RawTensor
 
 #: Uploaded files are committed when so many bytes wait: what a cut can lose stays small.
 COMMIT_BYTES = 8 * 2**20
 RESERVE_BYTES = 16 * 2**20
+
+_DEPLOY_INSTEAD = (
+    "Deploy the bundle of that release instead: what is damaged is sent anew. "
+    "`edgekit status --verify` names all of it."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +65,14 @@ def tensor_blob(bundle: Bundle, tensor: RawTensor) -> Blob:
     return Blob(path, tensor.sha256, path.stat().st_size)
 
 
-def push(
-    channel: Channel, blobs: Sequence[Blob], *, progress: Progress, verify: bool = False
-) -> PushReport:
-    """Brings into the store what it lacks; nothing is sent twice, a cut one is resumed.
+def push(channel: Channel, blobs: Sequence[Blob], *, progress: Progress) -> PushReport:
+    """Brings into the store what it lacks; nothing is sent twice, a cut one is resumed. The device
+    hashes what it has, and what is damaged is replaced.
 
     Args:
         channel: with the lock held.
         blobs: what the store shall hold.
         progress: advances by bytes.
-        verify: let the device hash what it has, and replace what is damaged.
 
     Raises:
         AgentRefused: kind ``hash`` (arrived damaged), ``space`` or ``lost``.
@@ -78,7 +81,7 @@ def push(
     """
     wanted = {blob.sha256: blob for blob in blobs}
     asked = [{"sha256": b.sha256, "size": b.size_bytes} for b in wanted.values()]
-    answer = channel.call("missing", blobs=asked, verify=verify, timeout_s=1800)
+    answer = channel.call("missing", blobs=asked, timeout_s=1800)
     told = set(answer.items_of("missing", str))
     missing = [blob for sha256, blob in wanted.items() if sha256 in told]
     parts = answer.object_of("parts")
@@ -135,13 +138,12 @@ def _commit(channel: Channel, blobs: Sequence[Blob]) -> None:
         channel.call("commit", blobs=[blob.sha256 for blob in blobs], timeout_s=1800)
 
 
-def place_runtime(channel: Channel, runtime: Runtime, *, verify: bool = False) -> None:
-    """Assembles a runtime out of blobs that are in the store."""
+def place_runtime(channel: Channel, runtime: Runtime) -> None:
+    """Assembles a runtime out of blobs that are in the store, and mends it where it is damaged."""
     channel.call(
         "runtime",
         name=runtime.folder,
         description=runtime.description,
-        verify=verify,
         timeout_s=1800,
     )
 
@@ -188,12 +190,18 @@ def switch(
 
 
 def rollback(channel: Channel, model: str) -> Activation:
-    """Activates what was active before.
+    """Activates what was active before, once the device has hashed all that it needs.
 
     Raises:
         AgentRefused: kind ``nothing``: there is nothing to return to.
+        DeviceError: that is damaged; what is active stays active.
     """
-    answer = channel.call("rollback", model=model)
+    try:
+        answer = channel.call("rollback", model=model, timeout_s=1800)
+    except AgentRefused as refused:
+        if refused.kind != "damaged":
+            raise
+        raise DeviceError(refused.message, remedy=_DEPLOY_INSTEAD) from refused
     return read_activation(answer.object_of("active"), channel.name)
 
 

@@ -42,10 +42,17 @@ LOCK_WAIT_S = 150.0
 
 @dataclass(frozen=True, slots=True)
 class DeviceStatus:
-    """What is active on a device, one activation per model, and what is wrong with it."""
+    """What is active on a device.
+
+    Attributes:
+        activations: one per model.
+        problems: what is wrong with what they and their previous ones need.
+        unused_problems: what is wrong with what is stored there beside that: candidates, runtimes.
+    """
 
     activations: tuple[Activation, ...]
     problems: tuple[str, ...]
+    unused_problems: tuple[str, ...]
 
 
 def connect(target: Target, *, progress: Progress | None = None) -> Device:
@@ -309,8 +316,8 @@ class Device:
         linked = deploy.release_blobs(bundle, artifact)
         blobs = [*linked.values(), *deploy.runtime_blobs(runtime)]
         with self._locked("deploy", progress) as held:
-            deploy.push(held, blobs, progress=progress or self._progress, verify=True)
-            deploy.place_runtime(held, runtime, verify=True)
+            deploy.push(held, blobs, progress=progress or self._progress)
+            deploy.place_runtime(held, runtime)
             release = deploy.make_release(held, bundle, linked)
             try:
                 replayed = replay(held, bundle, artifact, threads, setting)
@@ -325,24 +332,27 @@ class Device:
         """Activates what was active before; a second rollback flips back.
 
         Raises:
-            DeviceError: there is nothing to return to.
+            DeviceError: there is nothing to return to, or that is damaged.
         """
         with self._locked("rollback", None) as held:
             return deploy.rollback(held, model)
 
-    def status(self, verify: bool = False) -> DeviceStatus:
-        """What is active.
+    def status(self, verify: bool = False, *, model: str | None = None) -> DeviceStatus:
+        """What is active. It needs no lock, and nobody has to wait for it.
 
         Args:
-            verify: hash everything that the activations and their previous ones need.
+            verify: hash everything that the activations and their previous ones need, and, unless a
+                model is named, everything else that is stored.
+            model: only this model.
         """
-        answer = self.channel.call("status", verify=verify, timeout_s=1800)
+        answer = self.channel.call("status", verify=verify, model=model, timeout_s=1800)
         return DeviceStatus(
             tuple(
                 deploy.read_activation(a, self.target.name)
                 for a in answer.items_of("activations", dict)
             ),
             tuple(shortened(problem, 1000) for problem in answer.items_of("problems", str)),
+            tuple(shortened(problem, 1000) for problem in answer.items_of("unused", str)),
         )
 
     def gc(self) -> int:
@@ -388,7 +398,7 @@ class Device:
 
     def _rolled_back(self, bundle: Bundle, artifact: Artifact, why: str) -> DeployRolledBack:
         model = bundle.manifest.model.name
-        active = [a for a in self.status().activations if a.model == model]
+        active = self.status(model=model).activations
         stays = f"{active[0].artifact_id} stays active." if active else "Nothing is active."
         return DeployRolledBack(
             f"{artifact.id} failed its health check on {self.target.name}: {why} {stays}",

@@ -148,9 +148,9 @@ def _measure(
         job=job,
     ) as held:
         # Hashed on the device, for a damaged file must neither be measured nor lose to others.
-        on_push(deploy.push(held, blobs, progress=progress, verify=True))
+        on_push(deploy.push(held, blobs, progress=progress))
         for runtime in used.values():
-            deploy.place_runtime(held, runtime, verify=True)
+            deploy.place_runtime(held, runtime)
         on_job(job)
         with progress.stage(f"probe on {channel.name}", len(steps)) as stage:
             run_job(held, job, steps, setting.gate, _Watch(order, candidates, stage, report).event)

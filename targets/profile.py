@@ -25,11 +25,9 @@ class Profile:
         glibc: the oldest glibc that the runtimes need; empty for any.
         cpu_features: features that the kernel must list.
         python: the oldest Python that the agent and the runners need.
-        threads: thread counts worth probing.
+        threads: thread counts worth probing, where nobody names others.
         max_temp_c: a measurement waits until the device is cooler; 0 for no gate.
         cool_down_s: it waits at most so long, before every process.
-        fps_mode: what a rate in frames per second means there: ``sustained``, after the device has
-            warmed up, for boards that slow down when they are hot; else ``burst``.
         host: the name under which such a device is usually found in its network; empty for none.
     """
 
@@ -42,7 +40,6 @@ class Profile:
     threads: tuple[int, ...] = (1, 2)
     max_temp_c: float = 0.0
     cool_down_s: float = 0.0
-    fps_mode: str = "burst"
     host: str = ""
 
 
@@ -65,9 +62,15 @@ def load_profile(name: str) -> Profile:
         )
     document = tomllib.loads((_FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
     assert set(document) <= {field.name for field in fields(Profile)}
-    for key in ("cpu_features", "threads"):
-        document[key] = tuple(document.get(key, ()))
-    return Profile(name=name, **document)
+    lists = {key: tuple(value) for key, value in document.items() if isinstance(value, list)}
+    return Profile(name=name, **{**document, **lists})
+
+
+def thread_counts(profile: Profile | None, facts: DeviceFacts) -> tuple[int, ...]:
+    """The thread counts worth probing on a device, of its profile or of any: none beyond its CPUs,
+    and at least one."""
+    wanted = profile.threads if profile else Profile("", "").threads
+    return tuple(n for n in wanted if n <= facts.cpu_count) or (1,)
 
 
 #: The wheels and libraries that the runtimes are made of name no older one (manylinux_2_27).

@@ -1,8 +1,9 @@
 """Devices to cut: this machine behind namespaces of its own, with an address, processes and a disk.
 
-Everything that such a device mounts, runs and is connected by ends with its first process. The
-host's files are in its sight, read-only; only its disk, a small file system in memory, can be
-written to, so that a write outside it fails.
+Everything that such a device mounts, runs and is connected by ends with its first process. All that
+the host has mounted is in its sight, read-only; only its disk, a small file system in memory, can
+be written to, so that a write outside it fails. Of /proc, what concerns single processes can be
+written, too: programs set their own there.
 """
 
 from __future__ import annotations
@@ -34,8 +35,18 @@ NAME = "faults"
 _FIRST = """
 set -eu
 read -r go
+for path in /proc/sys /proc/sysrq-trigger; do
+    [ ! -e "$path" ] || mount --bind "$path" "$path"
+done
+mountpoints=$(cut -d ' ' -f 5 /proc/self/mountinfo)
 mount -t tmpfs -o size={size}m,mode=755 tmpfs {disk}
-mount -o remount,bind,ro /
+IFS='
+'
+for escaped in $mountpoints; do
+    path=$(printf '%b' "$escaped")
+    # What another mount covers is no mount point any more.
+    [ "$path" = /proc ] || ! mountpoint -q "$path" || mount -o remount,bind,ro "$path"
+done
 ip link set lo up
 ip address add {address} dev eth0
 ip link set eth0 up
@@ -89,8 +100,8 @@ class NamespaceBoard:
                 stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         try:
-            self._pid = self._first()
-            make_link(self._link, near, self._pid)
+            self.pid = self._first()
+            make_link(self._link, near, self.pid)
             assert self._unshare.stdin is not None
             self._unshare.stdin.write(b"go\n")
             self._unshare.stdin.close()
@@ -152,12 +163,12 @@ class NamespaceBoard:
 
     def inspect(self) -> dict[str, Any]:
         done = subprocess.run(
-            ["nsenter", "--target", str(self._pid), "--mount", "--pid", sys.executable, "-I", "-S",
+            ["nsenter", "--target", str(self.pid), "--mount", "--pid", sys.executable, "-I", "-S",
              inspector.__file__, str(self._root)],
             capture_output=True, check=True, timeout=60,
         )  # fmt: skip
         found: dict[str, Any] = json.loads(done.stdout)
-        found["beside"].pop("filler", None)
+        found["beside"].pop(str(self._disk / "filler"), None)
         found["processes"] = []
         for process in self._children():
             with contextlib.suppress(psutil.Error):
@@ -190,10 +201,10 @@ class NamespaceBoard:
 
     def _inside(self, path: Path) -> Path:
         """A path of the device's, seen from here."""
-        return Path(f"/proc/{self._pid}/root{path}")
+        return Path(f"/proc/{self.pid}/root{path}")
 
     def _children(self) -> list[psutil.Process]:
-        return psutil.Process(self._pid).children(recursive=True)
+        return psutil.Process(self.pid).children(recursive=True)
 
     def _ip(self, state: str) -> None:
         subprocess.run(["ip", "link", "set", self._link, state], check=True)

@@ -1,4 +1,5 @@
-"""Many deploys to one device at once: one wins at a time, all end well, nothing is damaged."""
+"""Many deploys to one device at once: one wins at a time, all end well, nothing is damaged, and
+nothing else is touched or left behind."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.faults.boards import NamespaceBoard
 from benchmarks.faults.bundles import MODEL, Release
-from benchmarks.faults.cuts import Deploy
+from benchmarks.faults.cuts import Deploy, orphans
 
 THREADS = 10  # per process
 LIMIT_S = 900.0
@@ -29,6 +30,7 @@ def crowd(board: NamespaceBoard, releases: list[Release], mark: str, count: int)
     from process to process."""
     started = time.monotonic()
     board.wipe()
+    beside = board.inspect()["beside"]
     groups = [min(THREADS, count - first) for first in range(0, count, THREADS)]
     running = [
         Deploy.start(board, releases[i % len(releases)], mark, threads=threads)
@@ -53,6 +55,9 @@ def crowd(board: NamespaceBoard, releases: list[Release], mark: str, count: int)
         violations.append(f"afterwards: {active} {found['false']}")
     elif active["release"] not in {release.id for release in releases}:
         violations.append(f"afterwards {active['release']} is active")
+    if found["beside"] != beside:
+        violations.append("something beside the root has changed")
+    violations += orphans(board, mark)
     if well != count:
         violations.append(f"{well} of {count} ended well")
     if opening > 8:

@@ -172,7 +172,7 @@ class Bench:
         found = self.board.inspect()
         self._judge(cut, found, release, before)
         self._recover(cut, release, found)
-        self._no_orphans(cut)
+        cut.violations += orphans(self.board, self.mark)
         cut.seconds = time.monotonic() - started
         return cut
 
@@ -226,14 +226,15 @@ class Bench:
             cut.violations.append(f"after the next deploy the one before is {active['previous']}")
         self.active, self.before = release, self.active
 
-    def _no_orphans(self, cut: Cut) -> None:
-        deadline = time.monotonic() + ORPHAN_S
-        while True:
-            left = self.board.inspect()["processes"] + processes_marked(self.mark)
-            if not left or time.monotonic() > deadline:
-                break
-            time.sleep(0.3)
-        cut.violations += [f"still running: {line}" for line in left]
+
+def orphans(board: Board, mark: str) -> list[str]:
+    """A violation for each process of a deploy that is left, here or there, after its time."""
+    deadline = time.monotonic() + ORPHAN_S
+    while True:
+        left = board.inspect()["processes"] + processes_marked(mark)
+        if not left or time.monotonic() > deadline:
+            return [f"still running: {line}" for line in left]
+        time.sleep(0.3)
 
 
 def _prefix(path: Any, size: int) -> str:

@@ -1,10 +1,10 @@
 """What a device's folder holds, seen without edgekit: releases, hashes, parts, neighbours.
 
-    python3 -I -S inspector.py ROOT      one JSON object on stdout
+    python3 -I -S inspector.py ROOT [FOLDER ...]      one JSON object on stdout
 
 A program of its own, standard library only, so that it runs on any device; it shares no code with
-the agent whose work it judges. It looks at everything below ROOT's parent folder, too: nothing
-beside ROOT may change.
+the agent whose work it judges. It looks at everything below ROOT's parent folder and below the
+FOLDERs, too: nothing beside ROOT may change.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 
@@ -79,14 +80,24 @@ def current(root: str, model: str) -> dict[str, Any]:
         return {"release": None, "problems": [f"{folder}: {error!r}"]}
 
 
-def beside(root: str) -> dict[str, tuple[int, str]]:
-    """Everything next to the root, with type, mode and content."""
-    parent, found = os.path.dirname(root), {}
-    for path in files(parent):
-        if not path.startswith(root + os.sep):
-            content = os.readlink(path) if os.path.islink(path) else sha256(path)
-            found[os.path.relpath(path, parent)] = (os.lstat(path).st_mode, content)
+def beside(root: str, folders: Sequence[str]) -> dict[str, tuple[int, str]]:
+    """Everything next to the root and below the folders, with type, mode and content."""
+    found = {}
+    for folder in (os.path.dirname(root), *folders):
+        for where, below, names in os.walk(folder):
+            below[:] = [name for name in below if os.path.join(where, name) != root]
+            for path in (os.path.join(where, name) for name in below + names):
+                found[path] = (os.lstat(path).st_mode, content(path))
     return found
+
+
+def content(path: str) -> str:
+    """Hash or target; empty for what has none, or none that this user may read."""
+    if os.path.islink(path):
+        return os.readlink(path)
+    if not stat.S_ISREG(os.lstat(path).st_mode) or not os.access(path, os.R_OK):
+        return ""
+    return sha256(path)
 
 
 def processes() -> list[str]:
@@ -108,20 +119,20 @@ def processes() -> list[str]:
     return found
 
 
-def inspect(root: str) -> dict[str, Any]:
+def inspect(root: str, *folders: str) -> dict[str, Any]:
     links = os.path.join(root, "current")
     names = os.listdir(links) if os.path.isdir(links) else []
     blobs = list(files(os.path.join(root, "store", "sha256")))
     incoming = os.path.join(root, "store", "incoming")
     return {
-        "current": {name: current(root, name) for name in names if not name.endswith(".tmp")},
+        "current": {name: current(root, name) for name in names if not name.startswith(".")},
         "blobs": [os.path.basename(b) for b in blobs if sha256(b) == os.path.basename(b)],
         "false": [b for b in blobs if sha256(b) != os.path.basename(b)],
         "parts": {os.path.basename(p): (os.path.getsize(p), sha256(p)) for p in files(incoming)},
-        "beside": beside(root),
+        "beside": beside(root, folders),
         "processes": processes(),
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps(inspect(sys.argv[1])))
+    print(json.dumps(inspect(*sys.argv[1:])))

@@ -19,6 +19,8 @@ from edgekit.targets.virtual.devices import boot, start, stop
 
 POWER_OFF = "power off"
 DISK = "/home/pi/disk"
+#: Where its user may write, beside its disk.
+OTHERS = ("/home/pi", "/tmp", "/var/tmp")
 COMMAND_S = 300.0
 
 
@@ -61,7 +63,7 @@ class MachineBoard:
 
     def inspect(self) -> dict[str, Any]:
         program = Path(inspector.__file__).read_bytes()
-        done = self._run("python3", "-I", "-S", "-", self._root, stdin=program)
+        done = self._run("python3", "-I", "-S", "-", self._root, *OTHERS, stdin=program)
         found: dict[str, Any] = json.loads(done)
         return found
 

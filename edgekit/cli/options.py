@@ -126,7 +126,9 @@ MaxRssMb = Annotated[
 Threads = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="N,N", help="Thread counts to measure, separated by commas. Default: 1,2."
+        metavar="N,N",
+        help="Thread counts to measure, separated by commas. Default: those of the device's "
+        "profile, as far as it has CPUs; 1,2 without one.",
     ),
 ]
 Processes = Annotated[

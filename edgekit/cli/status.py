@@ -20,6 +20,10 @@ MEND = (
     "Deploy the same bundle again: what is damaged is sent anew and replaced. Damage in the "
     "release before needs its bundle. If it comes back, the device's storage is failing."
 )
+MEND_UNUSED = (
+    "Nothing active needs {what}: the next deploy or probe that does sends it anew, and "
+    "`edgekit gc` removes it."
+)
 
 
 def status(
@@ -29,33 +33,39 @@ def status(
     ] = None,
     target: TargetOption = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Re-hash on the device what is active.")
+        bool, typer.Option("--verify", help="Re-hash on the device what is stored there.")
     ] = False,
     config: Config = None,
 ) -> int:
     """Show what is active on a device.
 
-    The exit code is 4 where something of it is damaged, and what to do is said.
+    The exit code is 4 where something is damaged there, and what to do is said. With a model's
+    name, only what that model needs is looked at.
     """
     from edgekit.targets.device import connect
 
     found = resolve_one(target, DeviceConfig.from_args(config=config).targets)
     with connect(found, progress=out.progress) as device:
-        report = device.status(verify=verify)
-    active = [item for item in report.activations if model is None or item.model == model]
+        report = device.status(verify=verify, model=model)
+    problems = [*report.problems, *report.unused_problems]
+    remedies = [MEND] if report.problems else []
+    if report.unused_problems:
+        what = "what is named last" if report.problems else "that"
+        remedies.append(MEND_UNUSED.format(what=what))
 
     def show(console: Console) -> None:
         from edgekit.report import terminal
 
-        console.print(terminal.status_table(active, report.problems, target=found.name))
-        if report.problems:
-            console.print(f"  -> {MEND}", markup=False)
+        console.print(terminal.status_table(report.activations, problems, target=found.name))
+        for remedy in remedies:
+            console.print(f"  -> {remedy}", markup=False)
 
     document = {
         "target": found.name,
-        "active": codec.to_jsonable(active),
+        "active": codec.to_jsonable(report.activations),
         "problems": list(report.problems),
-        "remedy": MEND if report.problems else "",
+        "unused_problems": list(report.unused_problems),
+        "remedy": " ".join(remedies),
     }
     out.result(document, show)
-    return DeviceError.exit_code if report.problems else 0
+    return DeviceError.exit_code if problems else 0

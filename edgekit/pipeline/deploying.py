@@ -23,6 +23,7 @@ from edgekit.results import RunDir, RunRecord
 from edgekit.select import select
 from edgekit.targets.deploy import PushReport
 from edgekit.targets.device import Device, connect
+from edgekit.targets.profile import thread_counts
 from edgekit.types import (
     Activation,
     CandidateFailure,
@@ -143,8 +144,10 @@ def _deploy(
     pushed: PushReport | None = None
     activation: Activation | None = None
     with connect(target, progress=progress) as device:
-        probe = config.probe
-        if device.facts().emulated:
+        probe, facts = config.probe, device.facts()
+        if not probe.threads:
+            probe = replace(probe, threads=thread_counts(device.profile, facts))
+        if facts.emulated:
             probe = replace(probe, threads=(min(probe.threads),), processes=1)
             progress.log(f"{target.name} is emulated: every artifact is run once there, to see it "
                          "run and agree; its times would be no board's.")  # fmt: skip
@@ -329,13 +332,12 @@ def _same_device(a: DeviceFacts, b: DeviceFacts) -> bool:
 
 def _active(device: Device, bundle: Bundle, artifact_id: str, threads: int) -> Activation | None:
     """The device's activation, if it already is this artifact of this bundle and undamaged."""
-    status = device.status(verify=True)
+    status = device.status(verify=True, model=bundle.manifest.model.name)
     if status.problems:
         return None  # to activate it again mends it
     for active in status.activations:
         if (
-            active.model == bundle.manifest.model.name
-            and bundle.digest.startswith(active.release)
+            bundle.digest.startswith(active.release)
             and active.artifact_id == artifact_id
             and active.threads == threads
         ):

@@ -47,6 +47,7 @@ RESERVE_BYTES = 16 << 20  # where less is free, nothing half sent is kept
 MAX_UNPACKED = 4 << 30  # of one archive
 MAX_MEMBERS = 50_000
 FIRST_RUN_S = 240.0
+LONGEST_STEP_S = 900.0  # unpacking a runtime on a slow card, and its first run
 
 PATTERNS = {
     "name": r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}",
@@ -95,8 +96,14 @@ def make_folder(path: str) -> str:
     return path
 
 
+def temporary_name(path: str) -> str:
+    """A name for what becomes ``path``; no model, file or folder can have it, for it begins with a
+    dot."""
+    return os.path.join(os.path.dirname(path), ".new-" + secrets.token_hex(6))
+
+
 def write_durable(path: str, text: str) -> None:
-    temporary = "%s.%s.tmp" % (path, secrets.token_hex(4))
+    temporary = temporary_name(path)
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -107,7 +114,7 @@ def write_durable(path: str, text: str) -> None:
 
 def link_durable(target: str, path: str) -> None:
     """Makes ``path`` a symbolic link to ``target`` in one rename, whatever it was before."""
-    temporary = "%s.%s.tmp" % (path, secrets.token_hex(4))
+    temporary = temporary_name(path)
     os.symlink(target, temporary)
     os.replace(temporary, path)
     sync(os.path.dirname(path))
@@ -117,7 +124,7 @@ def link_durable(target: str, path: str) -> None:
 def staged(final: str) -> Iterator[str]:
     """An empty folder that becomes ``final`` when the block ends well; ``final`` must be absent."""
     parent = make_folder(os.path.dirname(final))
-    staging = os.path.join(parent, ".new-" + secrets.token_hex(6))
+    staging = temporary_name(final)
     os.mkdir(staging, 0o700)
     try:
         yield staging
@@ -159,6 +166,36 @@ def crc_of(path: str) -> int:
             if not chunk:
                 return value
             value = zlib.crc32(chunk, value)
+
+
+class Contents:
+    """What files hold: each is read once, however many names it has.
+
+    Once ``closed``, nothing is read: what was not read before is taken for sound, and ``skipped``.
+    """
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.skipped = False
+        self._found: Dict[Tuple[Any, ...], Any] = {}
+
+    def are(self, path: str, expected: Any, of: Callable[[str], Any] = sha256_of) -> bool:
+        """Whether the file's SHA-256, or its CRC-32 with ``crc_of``, is the expected one."""
+        state = os.lstat(path)
+        # Files of the store and of runtimes are replaced, never written in place.
+        key = (of, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+        if key not in self._found:
+            if self.closed:
+                self.skipped = True
+                return True
+            try:
+                self._found[key] = of(path)
+            except (Refused, OSError) as error:
+                self._found[key] = Refused("damaged", str(error))
+        found = self._found[key]
+        if isinstance(found, Refused):
+            raise found
+        return bool(found == expected)
 
 
 def read_json(path: str) -> Dict[str, Any]:
@@ -309,11 +346,11 @@ class Lock:
 
 
 @contextlib.contextmanager
-def exclusive(root: Root) -> Iterator[Lock]:
+def exclusive(root: Root, wait_s: float = 10.0) -> Iterator[Lock]:
     """Keeps all other agents out for one step."""
     descriptor = os.open(root.at("lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + wait_s
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -435,8 +472,8 @@ def op_unlock(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
 
 
 def op_missing(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
-    """Which blobs the store lacks; with ``verify`` also those whose content is damaged. Of what was
-    half sent, ``parts`` tells how many bytes are there and their hash."""
+    """Which blobs the store lacks, or has damaged. Of what was half sent, ``parts`` tells how many
+    bytes are there and their hash."""
     missing, parts = [], {}
     with exclusive(root) as lock:
         lock.require(request["token"])
@@ -444,9 +481,7 @@ def op_missing(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
             sha256, size = checked("sha256", item["sha256"]), int(item["size"])
             path = root.blob(sha256)
             good = os.path.isfile(path) and os.path.getsize(path) == size
-            if good and request.get("verify"):
-                good = sha256_of(path) == sha256
-            if good:
+            if good and sha256_of(path) == sha256:
                 continue
             missing.append(sha256)
             part = root.at("store", "incoming", request["token"], sha256)
@@ -501,8 +536,8 @@ def _renew_runtimes(root: Root, sha256: str) -> None:
 
 
 def op_runtime(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
-    """Assembles a runtime's folder out of blobs, unless it is there; with ``verify``, what is
-    damaged in it is replaced, one file after the other, because something active may need it."""
+    """Assembles a runtime's folder out of blobs. Where it is there, what is damaged in it is
+    replaced, one file after the other, because something active may need it."""
     with exclusive(root) as lock:
         lock.require(request["token"])
         final = root.at("runtimes", checked("name", request["name"]))
@@ -520,7 +555,7 @@ def op_runtime(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
                 _write_text(os.path.join(staging, "runtime.json"), request["description"])
                 if archives:
                     compile_used(staging)
-        elif request.get("verify") and list(_runtime_problems(root, final)):
+        elif list(_runtime_problems(root, final, Contents())):
             for name, blob in blobs.items():
                 place = os.path.join(final, name)
                 if not os.path.isfile(place) or sha256_of(place) != files[name]["sha256"]:
@@ -540,7 +575,7 @@ def _place_file(blob: str, place: str, item: Dict[str, Any]) -> None:
     """Puts a blob at its place in a runtime, whatever is there."""
     if item["executable"]:
         os.chmod(blob, 0o555)
-    temporary = "%s.%s.tmp" % (place, secrets.token_hex(4))
+    temporary = temporary_name(place)
     try:
         # A hard link, not a symbolic one: the loader finds $ORIGIN by the real path.
         os.link(blob, temporary)
@@ -581,7 +616,8 @@ def unpack(path: str, folder: str, item: Dict[str, Any], *, repair: bool = False
         with zipfile.ZipFile(path) as archive:
             kept = members(archive, item)
             if repair:
-                kept = [info for info in kept if _member_problem(folder, info)]
+                contents = Contents()
+                kept = [info for info in kept if _member_problem(folder, info, contents)]
             needed = sum(info.file_size for info in kept) + RESERVE_BYTES
             space = os.statvfs(folder)
             if needed > space.f_bavail * space.f_frsize:
@@ -589,7 +625,7 @@ def unpack(path: str, folder: str, item: Dict[str, Any], *, repair: bool = False
             for info in kept:
                 target = os.path.join(folder, info.filename)
                 os.makedirs(os.path.dirname(target), 0o700, exist_ok=True)
-                place = "%s.%s.tmp" % (target, secrets.token_hex(4)) if repair else target
+                place = temporary_name(target) if repair else target
                 # The source gives file_size bytes that have the archive's CRC, or an error.
                 with open(place, "xb") as sink, archive.open(info) as source:
                     shutil.copyfileobj(source, sink, CHUNK)
@@ -603,12 +639,14 @@ def unpack(path: str, folder: str, item: Dict[str, Any], *, repair: bool = False
         raise Refused("damaged", "%s cannot be unpacked: %s" % (path, error)) from None
 
 
-def _member_problem(folder: str, info: Any) -> str:
+def _member_problem(folder: str, info: Any, contents: Contents) -> str:
     """What is wrong with an unpacked file; empty for nothing."""
     file = os.path.join(folder, info.filename)
     if not os.path.isfile(file):
         return "%s is missing" % file
-    return "" if crc_of(file) == info.CRC else "%s is damaged: it is not what was unpacked" % file
+    if contents.are(file, info.CRC, crc_of):
+        return ""
+    return "%s is damaged: it is not what was unpacked" % file
 
 
 def _compiled(folder: str) -> Iterator[str]:
@@ -625,7 +663,7 @@ def compile_used(folder: str) -> None:
     write_durable(os.path.join(folder, "compiled.json"), json.dumps(compiled))
 
 
-def _runtime_problems(root: Root, path: str) -> Iterator[str]:
+def _runtime_problems(root: Root, path: str, contents: Contents) -> Iterator[str]:
     file = os.path.join(path, "runtime.json")
     try:
         description = read_json(file)
@@ -646,22 +684,24 @@ def _runtime_problems(root: Root, path: str) -> Iterator[str]:
         file = os.path.join(path, name)
         if not os.path.isfile(file):
             yield "%s is missing" % file
-        elif sha256_of(file) != sha256:
+        elif not contents.are(file, sha256):
             yield "%s is damaged: its content does not have its hash" % file
     for item in archives:
-        yield from _archive_problems(root.existing_blob(item["sha256"]), path, item)
+        yield from _archive_problems(root.existing_blob(item["sha256"]), path, item, contents)
 
 
-def _archive_problems(blob: str, folder: str, item: Dict[str, Any]) -> Iterator[str]:
+def _archive_problems(
+    blob: str, folder: str, item: Dict[str, Any], contents: Contents
+) -> Iterator[str]:
     """Compares what was unpacked with the archive, which has the hash that it was fetched with."""
     import zipfile
 
-    if sha256_of(blob) != item["sha256"]:
+    if not contents.are(blob, item["sha256"]):
         yield "%s is damaged: its content does not have its hash" % blob
         return
     with zipfile.ZipFile(blob) as archive:
         for info in members(archive, item):
-            problem = _member_problem(folder, info)
+            problem = _member_problem(folder, info, contents)
             if problem:
                 yield problem
 
@@ -796,7 +836,8 @@ def op_activate(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
 
 
 def op_rollback(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
-    """Activates what was active before; a second rollback therefore flips back."""
+    """Activates what was active before, if all that it needs is sound; a second rollback therefore
+    flips back."""
     with exclusive(root) as lock:
         lock.require(request["token"])
         current = _current(root, request["model"])
@@ -805,6 +846,11 @@ def op_rollback(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
         before = _previous(current)
         if before is None:
             raise Refused("nothing", "%s was never replaced: no previous one" % request["model"])
+        damage = _damage(root, before, Contents())
+        if damage:
+            more = " (and %d more)" % (len(damage) - 1) if len(damage) > 1 else ""
+            raise Refused("damaged", "what was active before is damaged, so nothing was changed: "
+                          "%s%s" % (damage[0], more))  # fmt: skip
         wanted = {key: _record(before)[key] for key in _CHOICE}
         after = _last_sound(root, request["model"])
         return {"active": _switch(root, request["model"], wanted, after), "changed": True}
@@ -815,8 +861,7 @@ def _models(root: Root) -> List[str]:
         names = os.listdir(root.at("current"))
     except FileNotFoundError:
         return []
-    return sorted(name for name in names if re.fullmatch(PATTERNS["name"], name)
-                  and not name.endswith(".tmp"))  # fmt: skip
+    return sorted(name for name in names if re.fullmatch(PATTERNS["name"], name))
 
 
 def _needed(root: Root, model: str) -> List[str]:
@@ -834,22 +879,103 @@ def _links(release: str) -> Iterator[Tuple[str, str]]:
                 yield path, os.path.basename(os.readlink(path))
 
 
+def _needs(root: Root, activation: str) -> Tuple[str, str, Set[str]]:
+    """Release, runtime and stored files of an activation."""
+    release = os.path.realpath(os.path.join(activation, "release"))
+    runtime = root.runtime(_active(activation)["runtime_dir"])
+    linked = {root.blob(sha256) for _, sha256 in _links(release)}
+    return release, runtime, linked | _parts(root, runtime)
+
+
+def _parts(root: Root, runtime: str) -> Set[str]:
+    """The stored files that a runtime is made of."""
+    description = read_json(os.path.join(runtime, "runtime.json"))
+    parts = [*description["files"].values(), *description.get("archives", [])]
+    return {root.blob(part["sha256"]) for part in parts}
+
+
 def op_status(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
-    """What is active, and what is wrong with it; ``verify`` hashes everything it needs."""
+    """What is active, of all models or one ``model``, and what is wrong with it. ``verify`` reads
+    all that it needs and, of all models, what else is stored: what is wrong there is ``unused``.
+
+    Nobody has to wait while it reads. What it then finds wrong may only have been on its way: that
+    is looked at again while nothing changes, and without reading.
+    """
+    contents = Contents() if request.get("verify") else None
+    while True:
+        found = _look(root, request.get("model"), contents)
+        if not found["problems"] and not found["unused"]:
+            return found
+        try:
+            with exclusive(root, LONGEST_STEP_S):
+                if contents:
+                    contents.closed, contents.skipped = True, False
+                found = _look(root, request.get("model"), contents)
+        except OSError as error:
+            if error.errno != errno.EROFS:  # nothing changes where nothing can be written
+                raise
+        if not contents or not contents.skipped:
+            return found
+        contents.closed = False
+
+
+def _look(root: Root, only: Optional[str], contents: Optional[Contents]) -> Dict[str, Any]:
     activations, problems = [], []  # type: List[Dict[str, Any]], List[str]
-    with exclusive(root) if request.get("verify") else contextlib.nullcontext():
-        for model in _models(root):
+    used: Set[str] = set()
+    for model in _models(root):
+        if only not in (None, model):
+            continue
+        try:
+            needed = _needed(root, model)
+            activations += [_active(activation) for activation in needed[:1]]
+        except (Refused, OSError) as error:
+            problems.append("%s: %s" % (model, error))
+            continue
+        for activation in needed:
+            problems += _damage(root, activation, contents)
+            with contextlib.suppress(Refused, OSError, KeyError):
+                _, runtime, blobs = _needs(root, activation)
+                used |= {runtime, *blobs}
+    unused = _unused_damage(root, used, contents) if contents and only is None else []
+    # What a release shares with the one before it is damaged in both.
+    problems = list(dict.fromkeys(problems))
+    return {"activations": activations, "problems": problems, "unused": unused}
+
+
+def _unused_damage(root: Root, used: Set[str], contents: Contents) -> List[str]:
+    """What is wrong with runtimes and stored files that nothing in ``used`` is."""
+    found: List[str] = []
+    for runtime in _entries(root.at("runtimes")):
+        if runtime in used or not re.fullmatch(PATTERNS["name"], os.path.basename(runtime)):
+            continue
+        try:
+            found += _runtime_problems(root, runtime, contents)
+            used = used | _parts(root, runtime)
+        except (Refused, OSError, KeyError) as error:
+            found.append(str(error))
+    for folder in sorted(_entries(root.at("store", "sha256"))):
+        for path in sorted(set(_entries(folder)) - used):
             try:
-                needed = _needed(root, model)
-                activations.append(_active(needed[0]))
-                for activation in needed:
-                    problems += _activation_problems(root, activation, bool(request.get("verify")))
-            except (Refused, OSError, KeyError) as error:
-                problems.append("%s: %s" % (model, error))
-    return {"activations": activations, "problems": problems}
+                if not contents.are(path, os.path.basename(path)):
+                    found.append("%s is damaged: its content does not have its hash" % path)
+            except (Refused, OSError) as error:
+                found.append(str(error))
+    return found
 
 
-def _activation_problems(root: Root, activation: str, verify: bool) -> Iterator[str]:
+def _damage(root: Root, activation: str, contents: Optional[Contents]) -> List[str]:
+    """What is wrong with an activation; without ``contents``, as far as can be seen unread."""
+    found: List[str] = []
+    try:
+        found += _activation_problems(root, activation, contents)
+    except (Refused, OSError, KeyError) as error:
+        found.append("%s: %s" % (activation, error))
+    return found
+
+
+def _activation_problems(
+    root: Root, activation: str, contents: Optional[Contents]
+) -> Iterator[str]:
     release = os.path.realpath(os.path.join(activation, "release"))
     active = _active(activation)
     manifest = os.path.basename(os.path.realpath(os.path.join(release, "manifest.json")))
@@ -860,11 +986,11 @@ def _activation_problems(root: Root, activation: str, verify: bool) -> Iterator[
     for path, sha256 in _links(release):
         if not os.path.isfile(path):
             yield "%s is missing from the store" % path
-        elif verify and sha256_of(os.path.realpath(path)) != sha256:
+        elif contents and not contents.are(os.path.realpath(path), sha256):
             yield "%s is damaged: its content does not have its hash" % path
     runtime = root.runtime(active["runtime_dir"])
-    if verify:
-        yield from _runtime_problems(root, runtime)
+    if contents:
+        yield from _runtime_problems(root, runtime, contents)
 
 
 def op_gc(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
@@ -877,15 +1003,11 @@ def op_gc(root: Root, request: Request, emit: Emit) -> Dict[str, Any]:
         blobs: Set[str] = set()
         for model in _models(root):
             for activation in _needed(root, model):
+                release, runtime, needed = _needs(root, activation)
                 activations.add(activation)
-                releases.add(os.path.realpath(os.path.join(activation, "release")))
-                runtimes.add(root.runtime(_active(activation)["runtime_dir"]))
-        for release in releases:
-            blobs.update(root.blob(sha256) for _, sha256 in _links(release))
-        for runtime in runtimes:
-            description = read_json(os.path.join(runtime, "runtime.json"))
-            parts = [*description["files"].values(), *description.get("archives", [])]
-            blobs.update(root.blob(part["sha256"]) for part in parts)
+                releases.add(release)
+                runtimes.add(runtime)
+                blobs |= needed
         jobs = {path for path in _entries(root.at("spool")) if _is_fresh(path)}
         # From the top down: what a cut leaves behind never refers to what is gone.
         removed = _sweep(root.at("activations"), 2, activations)

@@ -4,7 +4,8 @@
 # Runs as root of a new user namespace, first in a new process namespace, with the host's files in
 # sight; everything that it mounts is seen by the device alone and gone with it. FOLDER is the
 # device's, TAR its packages. EMULATOR, where it is not empty, is registered with the kernel for
-# this user namespace alone. ADDRESS, where it is not empty, is what eth0 is given.
+# this user namespace alone. ADDRESS, where it is not empty, is what eth0 is given. The kernel's
+# settings are the host's: the device sees them, and its root, who may be the host's, cannot set them.
 set -eu
 folder=$1 tar=$2 emulator=$3 address=$4
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -54,6 +55,25 @@ if [ -n "$emulator" ]; then
     mask='\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff'
     printf '%s' ":aarch64:M::$magic:$mask:$emulator:POCF" >proc/sys/fs/binfmt_misc/register
 fi
+for path in acpi bus fs irq mtrr scsi sys sysrq-trigger; do
+    [ ! -e "proc/$path" ] || mount --rbind "proc/$path" "proc/$path"
+done
+here=$(pwd -P)
+mounts=$(cat proc/self/mountinfo)
+while read -r _ _ _ _ escaped options _; do
+    path=$(printf '%b' "$escaped")
+    case $path in
+    "$here/proc" | "$here/proc/cpuinfo") continue ;;
+    "$here/proc/"* | "$here/sys" | "$here/sys/"*) ;;
+    *) continue ;;
+    esac
+    # What another mount covers is no mount point any more. The other options are the host's, and
+    # must not be taken away.
+    [ -f "$path" ] || mountpoint -q "$path" || continue
+    mount -o "remount,bind,$options,ro" "$path"
+done <<END
+$mounts
+END
 if [ -n "$address" ]; then
     ip link set lo up
     ip address add "$address" dev eth0

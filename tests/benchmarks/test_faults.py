@@ -4,15 +4,19 @@ import argparse
 import hashlib
 import json
 import os
+import secrets
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks.faults import __main__ as faults
-from benchmarks.faults import inspector
-from benchmarks.faults.crowd import Crowd
+from benchmarks.faults import cuts, inspector
+from benchmarks.faults.boards import NamespaceBoard
+from benchmarks.faults.crowd import Crowd, crowd
 from benchmarks.faults.cuts import Cut
 from benchmarks.faults.kept import Kept
 
@@ -38,6 +42,69 @@ def test_a_quick_campaign_finds_no_violation_and_leaves_nothing_behind(tmp_path:
     assert not list(temporary.iterdir())
     mounts = Path("/proc/self/mounts").read_text()
     assert str(tmp_path) not in mounts
+
+
+_WRITABLE = """
+import os, sys
+for line in open("/proc/self/mounts"):
+    path = line.split()[1].encode().decode("unicode_escape")
+    if os.access(path, os.W_OK):
+        print(path)
+for path in sys.argv[1:]:
+    try:
+        os.close(os.open(path, os.O_WRONLY))
+    except OSError:
+        continue
+    print(path)
+"""
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[NamespaceBoard]:
+    if os.geteuid() != 0:
+        pytest.skip("links and disks of one's own need root")
+    made = NamespaceBoard(tmp_path / "board")
+    yield made
+    made.stop()
+
+
+def test_a_device_in_namespaces_can_write_to_its_disk_and_its_processes_only(
+    board: NamespaceBoard, tmp_path: Path
+) -> None:
+    """Opened for writing is all that these are: written they are not."""
+    kept = [path for path in ("/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger",
+                              "/sys/kernel/uevent_helper") if os.path.exists(path)]  # fmt: skip
+    writable = subprocess.run(
+        ["nsenter", "--target", str(board.pid), "--mount", "--pid", sys.executable, "-I", "-S",
+         "-c", _WRITABLE, *kept],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert set(writable.stdout.split()) == {"/proc", str(tmp_path / "board" / "disk")}
+
+
+def test_a_crowd_that_touches_something_else_or_leaves_a_process_is_found_out(
+    board: NamespaceBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuts, "ORPHAN_S", 0.5)
+    mark, ended = secrets.token_hex(8), threading.Event()
+    neighbour = Path(f"/proc/{board.pid}/root{tmp_path}/board/disk/neighbour")
+
+    def meddle() -> None:
+        while not ended.wait(0.01):
+            neighbour.write_bytes(os.urandom(8))
+
+    meddler = threading.Thread(target=meddle)
+    left = subprocess.Popen(["sleep", "60"], env={**os.environ, cuts.MARK: mark})
+    try:
+        meddler.start()
+        found = crowd(board, [], mark, 0)
+    finally:
+        ended.set()
+        meddler.join()
+        left.kill()
+        left.wait()
+    assert "something beside the root has changed" in found.violations
+    assert "still running: sleep 60" in found.violations
 
 
 def _options(**changes: object) -> argparse.Namespace:
@@ -67,7 +134,9 @@ def test_wrong_options_are_refused(arguments: list[str]) -> None:
     assert caught.value.code == 2
 
 
-def test_the_inspector_sees_what_is_wrong(tmp_path: Path) -> None:
+def test_the_inspector_sees_what_is_wrong(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """It judges the agent, so it must not overlook what it is there for."""
     root = tmp_path / "root"
     good = root / "store" / "sha256" / "2c" / hashlib.sha256(b"x").hexdigest()
@@ -77,11 +146,16 @@ def test_the_inspector_sees_what_is_wrong(tmp_path: Path) -> None:
     (root / "current").mkdir()
     (root / "current" / "m").symlink_to("../activations/m/1")
     (tmp_path / "neighbour").write_text("n")
-    found = inspector.inspect(str(root))
+    home = tmp_path_factory.mktemp("home")
+    (home / "folder").mkdir()
+    (home / "folder" / "link").symlink_to("nowhere")
+    os.mkfifo(home / "pipe")
+    found = inspector.inspect(str(root), str(home), str(tmp_path))
     assert found["blobs"] == [good.name]
     assert [Path(path).name for path in found["false"]] == ["0" * 64]
     assert found["current"]["m"]["release"] is None and found["current"]["m"]["problems"]
-    assert set(found["beside"]) == {"neighbour"}
+    others = {str(home / name) for name in ("folder", "folder/link", "pipe")}
+    assert set(found["beside"]) == {str(tmp_path / "neighbour"), *others}
 
 
 def test_a_campaign_goes_on_from_what_is_kept(tmp_path: Path) -> None:

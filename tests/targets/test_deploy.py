@@ -15,10 +15,13 @@ from edgekit.bundle import Bundle
 from edgekit.errors import DeployRolledBack, DeviceError, UsageError
 from edgekit.targets import runtimes
 from edgekit.targets.abi import Abi
+from edgekit.targets.agent import agent
+from edgekit.targets.deploy import release_blobs
 from edgekit.targets.device import Device, connect
 from edgekit.targets.runner import RunnerArguments, parse_report, spec
 from edgekit.types import Target
 from tests.targets.conftest import INPUTS, N, local_target, make_bundle
+from tests.targets.test_agent_faults import locked
 
 ONNX, TFLITE = "tiny-onnx-fp32", "tiny-tflite-fp32"
 
@@ -184,6 +187,31 @@ def test_gc_keeps_what_current_and_previous_need(
     assert device.status(verify=True).problems == ()
     # What is left can be deployed again.
     assert device.activate(bundle, "tiny-executorch-fp32", 1).previous == bundle.digest[:16]
+
+
+@pytest.mark.parametrize("model", ["m.tmp", "m.1a2b3c4d.tmp"])
+def test_gc_keeps_a_model_whatever_its_name_ends_in(
+    device: Device, bundle: Bundle, model: str
+) -> None:
+    active = device.activate(bundle, ONNX, 1)
+    record = json.loads((root_of(device) / "current" / "tiny" / "active.json").read_text())
+    links = {p: b.sha256 for p, b in release_blobs(bundle, bundle.artifact(ONNX)).items()}
+    with locked(device) as held:
+        held.call("release", model=model, manifest=bundle.digest, links=links)
+        held.call("activate", model=model, active=record)
+    assert device.gc() == 0
+    status = device.status(verify=True)
+    assert [one.model for one in status.activations] == [model, active.model]
+    assert status.problems == ()
+
+
+def test_gc_removes_what_a_power_cut_left_of_a_switch(device: Device, bundle: Bundle) -> None:
+    device.activate(bundle, ONNX, 1)
+    left = Path(agent.temporary_name(str(root_of(device) / "current" / "tiny")))
+    left.symlink_to("../activations/tiny/1")
+    (active,) = device.status(verify=True).activations
+    device.gc()
+    assert not left.is_symlink() and device.status(verify=True).activations == (active,)
 
 
 def test_a_flipped_bit_is_found_and_a_deploy_mends_it(device: Device, bundle: Bundle) -> None:

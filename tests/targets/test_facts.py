@@ -12,7 +12,7 @@ import pytest
 
 from edgekit.targets.agent import agent
 from edgekit.targets.facts import parse_facts, parse_throttled
-from edgekit.targets.profile import load_profile, misfits, names
+from edgekit.targets.profile import Profile, load_profile, misfits, names, thread_counts
 from edgekit.types import DeviceFacts
 
 RECORDINGS = sorted((Path(__file__).parent / "recorded").glob("*.json"))
@@ -70,8 +70,7 @@ def test_profiles_are_whole_and_fit_their_devices() -> None:
     for name in names():
         profile = load_profile(name)
         assert profile.description and profile.threads and min(profile.threads) >= 1
-        assert profile.fps_mode in ("burst", "sustained")
-        assert (profile.fps_mode == "sustained") == (profile.max_temp_c > 0) == (name in boards)
+        assert (profile.max_temp_c > 0) == (name in boards)
     for name in boards:
         facts = _facts(name.replace("-", "_"))
         assert misfits(load_profile(name), facts) == []
@@ -81,6 +80,16 @@ def test_profiles_are_whole_and_fit_their_devices() -> None:
     assert misfits(load_profile("linux-aarch64"), pi4) == []
     assert misfits(load_profile("local"), _facts("nothing")) == []
     assert misfits(load_profile("linux-x86_64"), _facts("x86_64_vm")) == []
+
+
+def test_thread_counts_are_those_of_the_profile_as_far_as_there_are_cpus() -> None:
+    pi4 = _facts("rpi4")
+    assert pi4.cpu_count == 4
+    assert thread_counts(load_profile("rpi4"), pi4) == (1, 2, 4)
+    assert thread_counts(load_profile("jetson-orin-nano"), pi4) == (1, 2, 4)
+    assert thread_counts(None, pi4) == (1, 2)
+    assert thread_counts(load_profile("rpi4"), dataclasses.replace(pi4, cpu_count=1)) == (1,)
+    assert thread_counts(Profile("x", "", threads=(2,)), _facts("nothing")) == (1,)
 
 
 def test_misfits_are_named() -> None:

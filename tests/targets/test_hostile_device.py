@@ -199,7 +199,7 @@ _ANSWERS: list[tuple[str, object, str]] = [
 
 
 def test_an_answer_that_is_none_is_an_error_of_the_device(server: Server, tmp_path: Path) -> None:
-    honest = {"status": {"event": "result", "activations": [], "problems": []}}
+    honest = {"status": {"event": "result", "activations": [], "problems": [], "unused": []}}
     found = play(server, tmp_path, [{**honest, op: answer} for op, answer, _ in _ANSWERS])
     for (op, answer, words), (code, said) in zip(_ANSWERS, found, strict=True):
         assert code == 4 and words in said, (op, str(answer)[:100], code, said)

@@ -132,6 +132,16 @@ def test_a_second_deploy_sends_nothing_and_a_flipped_bit_is_found_and_mended(
         assert mended["activation"]["artifact_id"] == ARTIFACT
         assert project.run("status", "--verify")["problems"] == []
 
+    place = project.root / "store" / "sha256" / "ab" / ("ab" * 32)
+    place.parent.mkdir(exist_ok=True)
+    place.write_bytes(b"damaged, and nothing active needs it")
+    status = project.run("status", "--verify", code=4)
+    assert status["problems"] == [] and place.name in status["unused_problems"][0]
+    assert "`edgekit gc` removes it" in status["remedy"]
+    assert project.run("deploy")["activation"] == mended["activation"], "no reason to do it again"
+    project.run("gc")
+    assert project.run("status", "--verify")["unused_problems"] == []
+
 
 def test_what_was_measured_is_fetched_after_the_host_was_killed(project: Project) -> None:
     project.write(port=project.server.port, processes=5)

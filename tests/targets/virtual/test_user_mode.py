@@ -76,6 +76,29 @@ def test_the_host_is_out_of_its_sight(bookworm_device: VirtualDevice) -> None:
     assert str(bookworm_device.folder) not in mounts
 
 
+_OPENED = """
+import glob, os
+for pattern in ("/proc/sys/kernel/core_pattern", "/proc/sys/vm/*", "/proc/sysrq-trigger",
+                "/proc/irq/default_smp_affinity", "/proc/sys/fs/binfmt_misc/*", "/sys/power/state",
+                "/sys/kernel/uevent_helper", "/sys/kernel/mm/*/*", "/sys/fs/cgroup/*.procs",
+                "/sys/fs/cgroup/*/*.procs"):
+    for path in glob.glob(pattern):
+        try:
+            os.close(os.open(path, os.O_WRONLY))
+        except OSError:
+            continue
+        print(path)
+"""
+
+
+def test_its_root_cannot_set_the_kernels_settings(bookworm_device: VirtualDevice) -> None:
+    """Opened for writing is all that they are: it is the host's kernel."""
+    read = said(bookworm_device, "cat", "/proc/sys/kernel/core_pattern", user="root")
+    assert read == Path("/proc/sys/kernel/core_pattern").read_text()
+    assert said(bookworm_device, "python3", "-I", "-S", "-c", _OPENED, user="root") == ""
+    said(bookworm_device, "sh", "-c", "echo 500 >/proc/self/oom_score_adj", user="root")
+
+
 def test_it_is_known_by_its_own_key_alone(
     bookworm_device: VirtualDevice, trixie_device: VirtualDevice
 ) -> None:
