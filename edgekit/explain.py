@@ -179,10 +179,14 @@ def _verdict_sentence(selection: Selection) -> str:
     kind = "emulated " if best.emulated else ""
     return (
         f"{best.artifact_id} with {threads_text(best.threads)}: {kind}{selection.objective} "
-        f"{milliseconds(interval.value)} ({_interval_text(interval)}), "
+        f"{milliseconds(interval.value)} ({_interval_text(interval)}), {_frames(best)}"
         f"{'tied as fastest' if len(selection.tie_set) > 1 else 'fastest'} of {eligible} "
         f"within the budget ({limits})."
     )
+
+
+def _frames(candidate: Candidate) -> str:
+    return "" if candidate.fps is None else f"{number(candidate.fps)} frames/s, "
 
 
 def _decisive(selection: Selection, index: int) -> Interval:

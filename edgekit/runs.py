@@ -4,8 +4,8 @@
                  precision, threads, p50_ms, p90_ms, drop_value, size_mb, peak_rss_mb, max_drop,
                  rule
     candidates   run, model, artifact_id, runtime, precision, threads, p50_ms, p50_low_ms,
-                 p50_high_ms, p90_ms, drop_value, size_mb, peak_rss_mb, emulated, eligible, chosen,
-                 tied, reason
+                 p50_high_ms, p90_ms, fps, drop_value, size_mb, peak_rss_mb, emulated, eligible,
+                 chosen, tied, reason
     probes       run, model, file, artifact_id, artifact_sha256, target, threads, status, error,
                  started_utc, runtime_version, device, arch, emulated, governor, temp_c, throttled,
                  latency_ns (one list per process), load_ns, first_ns, peak_rss_bytes,
@@ -103,6 +103,7 @@ SELECT run, models.model,
     TRY_CAST(c->>'$.p50_ns.low' AS DOUBLE) / 1e6 AS p50_low_ms,
     TRY_CAST(c->>'$.p50_ns.high' AS DOUBLE) / 1e6 AS p50_high_ms,
     TRY_CAST(c->>'$.p90_ns.value' AS DOUBLE) / 1e6 AS p90_ms,
+    TRY_CAST(c->>'fps' AS DOUBLE) AS fps,
     TRY_CAST(c->>'drop' AS DOUBLE) AS drop_value,
     TRY_CAST(c->>'size_bytes' AS DOUBLE) / 1e6 AS size_mb,
     TRY_CAST(c->>'peak_rss_bytes' AS DOUBLE) / 1e6 AS peak_rss_mb,

@@ -131,6 +131,9 @@ def _judge(artifact: Artifact, probe: ProbeResult, budget: Budget, objective: Ob
         p90_ns=estimates["p90"].interval(),
         eligible=not why,
         reason=why,
+        fps=None
+        if candidate.emulated
+        else stats.frame_rate(probe.latency_ns, probe.request.fps_mode),
     )
     return _Judged(candidate, estimates[objective])
 

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import MeasurementInvalid
-from edgekit.types import Interval
+from edgekit.types import FpsMode, Interval
 
 Array = NDArray[Any]
 Blocks = Sequence[Sequence[float] | Array]
@@ -44,6 +44,21 @@ RESAMPLES = 1000
 """The standard error of a standard error from 1000 resamples is 2 %, below what decides."""
 
 _POINTS_PER_BLOCK = 200
+
+
+def frame_rate(latency_ns: Blocks, mode: FpsMode) -> float:
+    """Frames per second of inferences one after the other.
+
+    Args:
+        latency_ns: of the timed runs in nanoseconds, one list per process.
+        mode: ``burst`` is the mean over all processes; ``sustained`` is that of the slowest one,
+            for boards that slow down when they are hot: what can be counted on.
+
+    Raises:
+        MeasurementInvalid: there are no latencies.
+    """
+    means = [float(np.mean(block)) for block in _filled(latency_ns)]
+    return 1e9 / (max(means) if mode == "sustained" else float(np.mean(means)))
 
 
 @dataclass(frozen=True, slots=True)

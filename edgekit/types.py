@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Precision = Literal["fp32", "int8"]
+FpsMode = Literal["burst", "sustained"]
 Metric = Literal["top1", "agreement", "cosine", "relative_error"]
 
 RangeKind = Literal["", "minmax", "percentile", "histogram", "mse"]
@@ -331,7 +332,8 @@ class DeviceFacts:
 class ProbeRequest:
     """One measurement: this artifact, with so many threads, ``processes`` times in a fresh process.
 
-    ``budget_s`` bounds the timed loop of each process.
+    ``budget_s`` bounds the timed loop of each process. ``fps_mode`` says what its frame rate is:
+    see :func:`edgekit.stats.frame_rate`.
     """
 
     artifact_id: str
@@ -340,6 +342,7 @@ class ProbeRequest:
     processes: int
     budget_s: float
     mode: Literal["latency"] = "latency"
+    fps_mode: FpsMode = "burst"
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,7 +411,10 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One artifact at one thread count, judged; ``reason`` says why it was not chosen."""
+    """One artifact at one thread count, judged; ``reason`` says why it was not chosen.
+
+    ``fps`` are frames per second; None where nothing was timed, or emulated.
+    """
 
     artifact_id: str
     runtime: str
@@ -422,6 +428,7 @@ class Candidate:
     emulated: bool
     eligible: bool
     reason: str
+    fps: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgekit.errors import UsageError
 from edgekit.suggest import did_you_mean
-from edgekit.types import DeviceFacts
+from edgekit.types import DeviceFacts, FpsMode
 
 _FOLDER = Path(__file__).resolve().parent / "profiles"
 
@@ -28,6 +28,8 @@ class Profile:
         threads: thread counts worth probing, where nobody names others.
         max_temp_c: a measurement waits until the device is cooler; 0 for no gate.
         cool_down_s: it waits at most so long, before every process.
+        fps_mode: what a rate in frames per second means there (:func:`edgekit.stats.frame_rate`):
+            ``sustained`` for boards that slow down when they are hot, else ``burst``.
         host: the name under which such a device is usually found in its network; empty for none.
     """
 
@@ -40,6 +42,7 @@ class Profile:
     threads: tuple[int, ...] = (1, 2)
     max_temp_c: float = 0.0
     cool_down_s: float = 0.0
+    fps_mode: FpsMode = "burst"
     host: str = ""
 
 

@@ -28,6 +28,7 @@ from edgekit.types import (
     Activation,
     CandidateFailure,
     DeviceFacts,
+    FpsMode,
     ProbeRequest,
     ProbeResult,
     Selection,
@@ -151,7 +152,8 @@ def _deploy(
             probe = replace(probe, threads=(min(probe.threads),), processes=1)
             progress.log(f"{target.name} is emulated: every artifact is run once there, to see it "
                          "run and agree; its times would be no board's.")  # fmt: skip
-        requests = _requests(bundle, probe, artifacts)
+        fps_mode = device.profile.fps_mode if device.profile else "burst"
+        requests = _requests(bundle, probe, artifacts, fps_mode)
         earlier = None if fresh else _find_run(config.runs, bundle, target, requests, device)
         if earlier is not None:
             progress.log(f"Measured before, in {earlier.path.name}; nothing has changed since.")
@@ -177,7 +179,9 @@ def _deploy(
     )
 
 
-def _requests(bundle: Bundle, probe: ProbeConfig, artifacts: Sequence[str]) -> list[ProbeRequest]:
+def _requests(
+    bundle: Bundle, probe: ProbeConfig, artifacts: Sequence[str], fps_mode: FpsMode
+) -> list[ProbeRequest]:
     chosen = [bundle.artifact(name) for name in artifacts] or list(bundle.manifest.artifacts)
     if not chosen:
         raise UsageError("The bundle holds no artifact.", remedy="Make it again.")
@@ -188,6 +192,7 @@ def _requests(bundle: Bundle, probe: ProbeConfig, artifacts: Sequence[str]) -> l
             threads=threads,
             processes=probe.processes,
             budget_s=probe.budget_s,
+            fps_mode=fps_mode,
         )
         for artifact in chosen
         for threads in probe.threads

@@ -109,6 +109,19 @@ def test_a_drop_equal_to_the_budget_is_within_it_whatever_the_rounding() -> None
     assert choose(probe(INT8, ms=4, drop=-0.02), budget=Budget(0.0)).chosen == 0
 
 
+def test_the_frame_rate_is_told_as_the_device_s_profile_wants_it() -> None:
+    timed = probe(INT8, ms=4)
+    latencies = ((4_000_000,), (5_000_000, 5_000_000))
+    for mode, fps in (("burst", 222.2), ("sustained", 200.0)):
+        request = replace(timed.request, fps_mode=mode)
+        found = choose(replace(timed, latency_ns=latencies, request=request))
+        assert found.candidates[0].fps == pytest.approx(fps, abs=0.1)
+        assert f"{fps:.3g} frames/s" in found.rule
+    emulated = replace(timed, facts_before=replace(timed.facts_before, emulated=True))
+    assert choose(emulated).candidates[0].fps is None
+    assert "frames/s" not in choose(emulated).rule
+
+
 def test_unmeasured_memory_is_no_free_pass() -> None:
     silent = replace(probe(INT8, ms=4.2), peak_rss_bytes=())
     assert choose(silent).chosen == 0

@@ -49,7 +49,15 @@ def test_each_process_weighs_the_same_however_many_samples_it_has() -> None:
     assert stats.quantile([[1.0, 2.0], [3.0, 4.0]], 0.5) == 2.5
 
 
+def test_a_sustained_frame_rate_is_that_of_the_slowest_process() -> None:
+    cool_then_hot = [[1e7] * 100, [1e7, 3e7], [4e7]]
+    assert stats.frame_rate(cool_then_hot, "sustained") == 25.0
+    assert stats.frame_rate(cool_then_hot, "burst") == pytest.approx(1e9 / ((1 + 2 + 4) * 1e7 / 3))
+
+
 def test_no_samples_are_refused() -> None:
+    with pytest.raises(MeasurementInvalid):
+        stats.frame_rate([[]], "burst")
     with pytest.raises(MeasurementInvalid) as caught:
         stats.quantile([[], []], 0.5)
     assert caught.value.remedy
