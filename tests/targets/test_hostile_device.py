@@ -18,8 +18,10 @@ from benchmarks import sshd
 from benchmarks.faults import bundles
 from benchmarks.faults.bundles import Release
 from benchmarks.sshd import Server
-from edgekit.errors import DeviceError
+from edgekit.errors import DeviceError, RunnerFailed
 from edgekit.targets.answer import MAX_LINE, MAX_VALUES, Answer, parse_answer, printable, shortened
+from edgekit.targets.results import runner_exit
+from edgekit.targets.runner import judge
 from tests.targets.ssh_tools import target_of
 
 ROOT = Path(__file__).parents[2]
@@ -211,10 +213,12 @@ def test_answers_are_bounded() -> None:
         with pytest.raises(DeviceError, match="larger than"):
             parse_answer(text, "board")
     assert parse_answer('{"a": "\\u001b[31m"}', "board") == {"a": "?[31m"}
-    answer = Answer({"n": True, "t": "x" * 501, "p": "a/b", "l": [1, "2"], "o": []}, "board")
+    answer = Answer({"n": True, "t": "x" * 501, "p": "a/b", "l": [1, "2"], "o": [],
+                     "big": 2**60}, "board")  # fmt: skip
     for ask in (
         lambda: answer.number("n"),
         lambda: answer.number("absent"),
+        lambda: answer.number("big"),  # no JSON file of ours can hold it
         lambda: answer.text("t"),
         lambda: answer.path("p"),
         lambda: answer.items_of("l", int),
@@ -223,6 +227,16 @@ def test_answers_are_bounded() -> None:
         with pytest.raises(DeviceError, match="cannot be used"):
             ask()
     assert shortened("a" * 10, 5) == "aa..."
+
+
+def test_halves_of_characters_are_not_recorded_and_yet_name_files() -> None:
+    half = "\udce9"
+    answer = parse_answer(json.dumps({"t": half, "p": f"/home/{half}"}), "board")
+    assert answer.text("t") == printable(half) == "?" and answer.path("p") == f"/home/{half}"
+    ended = runner_exit({"returncode": 1, "stderr": half})
+    with pytest.raises(RunnerFailed) as caught:
+        judge(ended, what="x")
+    (caught.value.message + "".join(caught.value.log_tail)).encode()
 
 
 _TAKE = "!\nleft = header['size']\nwhile left: left -= len(os.read(0, min(left, 65536)))\nend()"
@@ -271,6 +285,7 @@ _LIES: list[tuple[dict[str, object], int, str]] = [
     ({"follow": _followed(_step(0, _report()), _step(0, _report()))}, 4, "nobody asked for"),
     ({"follow": _followed(_step(_AWAY))}, 0, "ended before its time"),
     ({"follow": _followed(_step(0, _report(load_ns=10**400)))}, 0, "cannot be used"),
+    ({"follow": _followed(_step(0, _report(load_ns=2**60)))}, 0, "cannot be used"),
     ({"follow": _followed(_step(0, "[" * 10**5))}, 0, "cannot be used"),
     ({"follow": _MEASURED, "get": _GIVE}, 0, "more than"),
     ({"follow": _MEASURED, "get": _ALIVE}, 4, "no byte moved"),
