@@ -64,7 +64,8 @@ class SshTransport:
         self._verify = checked_by_known_hosts(f"edgekit targets trust {spelled(target)}")
         self._keys = KeyRing()
         self._connection: Connection | None = None
-        self._was_there = False
+        #: How long to wait for a device that was there before; None for one that never was.
+        self._patience_s: float | None = None
 
     def run(
         self,
@@ -196,13 +197,13 @@ class SshTransport:
         """The connection; a new one where there is none or it is dead."""
         if self._connection is None or not self._connection.alive:
             self._disconnect()
-            # What stayed away for so long is not waited for again.
-            patience_s = self._limits.reconnect_s if self._was_there else 0.0
-            self._was_there = False
+            patience_s = self._patience_s
+            if patience_s is not None:
+                self._patience_s = 0.0  # what stayed away for so long is not waited for again
             self._connection = connect(
                 self._hops, self._keys, self._limits, self._verify, patience_s=patience_s
             )
-            self._was_there = True
+            self._patience_s = self._limits.reconnect_s
         return self._connection
 
     def _disconnect(self) -> None:
