@@ -56,6 +56,8 @@ if data and not there:
 print(json.dumps({"root": root, "agent": path if there else "", "python": sys.version_info[:2]}))
 """
 
+#: To put the agent there.
+BOOT_S = 60.0
 #: The longest that one request for the lock waits on the device.
 _LOCK_TURN_S = 20.0
 #: In all, a lock is waited for as long as for so many owners who keep it to the end.
@@ -262,7 +264,7 @@ def open_channel(transport: Transport, *, name: str, python: str, workdir: str) 
     # Asking first costs one round trip and spares a slow link the file.
     for stdin in (b"", source):
         done = transport.run(
-            [python, "-I", "-S", "-c", _BOOT, workdir, digest], stdin=stdin, timeout_s=60
+            [python, "-I", "-S", "-c", _BOOT, workdir, digest], stdin=stdin, timeout_s=BOOT_S
         )
         if done.returncode != 0 and not done.stdout:
             raise DeviceError(
