@@ -95,7 +95,8 @@ def required_glibc(data: bytes) -> str:
 
 
 def _glibc(libc: str) -> str:
-    match = re.fullmatch(r"glibc (\d+\.\d+)\S*", libc.strip())
+    # No more digits: there is one platform tag for each minor version.
+    match = re.fullmatch(r"glibc ([0-9]{1,3}\.[0-9]{1,3})(?![0-9])\S*", libc.strip())
     return match.group(1) if match else ""
 
 

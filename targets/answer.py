@@ -10,18 +10,20 @@ import json
 import re
 from typing import Any
 
+from edgekit.codec import MAX_INTEGER
 from edgekit.errors import DeviceError
 
 #: The longest honest line is a runner's report with the end of its log.
 MAX_LINE = 16 * 2**20
 #: Brackets, commas and colons: as many values as a line may hold. Each takes some 60 bytes here.
 MAX_VALUES = 1_000_000
-MAX_NUMBER = 2**63
 MAX_ITEMS = 100_000
 MAX_PATH = 4096
 
 #: All but tab and newline, and but NUL, which separates entries of device trees.
 _CONTROLS = re.compile(r"[\x01-\x08\x0b-\x1f\x7f-\x9f]")
+#: Python's way to spell a path that is not UTF-8; such texts can be neither shown nor recorded.
+_HALVES = re.compile(r"[\ud800-\udfff]")
 _ABSOLUTE_PATH = re.compile(r"/[^\0\n]*")
 
 
@@ -33,22 +35,19 @@ class Answer(dict[str, Any]):
         self._name = name
 
     def number(self, key: str) -> int:
-        """A whole number from 0 to MAX_NUMBER."""
+        """A whole number from 0 to MAX_INTEGER, beyond which nothing can be recorded."""
         value = self.get(key)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_NUMBER:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_INTEGER:
             raise self._unusable(key)
         return value
 
     def text(self, key: str, limit: int = 500) -> str:
         """A text of at most ``limit`` characters."""
-        value = self.get(key)
-        if not isinstance(value, str) or len(value) > limit:
-            raise self._unusable(key)
-        return value
+        return printable(self._text(key, limit))
 
     def path(self, key: str) -> str:
         """An absolute path on the device."""
-        value = self.text(key, MAX_PATH)
+        value = self._text(key, MAX_PATH)
         if not _ABSOLUTE_PATH.fullmatch(value):
             raise self._unusable(key)
         return value
@@ -70,6 +69,12 @@ class Answer(dict[str, Any]):
         if not isinstance(value, dict):
             raise self._unusable(key)
         return Answer(value, self._name)
+
+    def _text(self, key: str, limit: int) -> str:
+        value = self.get(key)
+        if not isinstance(value, str) or len(value) > limit:
+            raise self._unusable(key)
+        return value
 
     def _unusable(self, key: str) -> DeviceError:
         shown = shortened(repr(self.get(key)), 80)
@@ -99,8 +104,8 @@ def parse_answer(text: str, name: str) -> Answer:
 
 
 def printable(text: str) -> str:
-    """The text without what a terminal takes for a command."""
-    return _CONTROLS.sub("?", text)
+    """The text without what a terminal takes for a command, and without halves of characters."""
+    return _HALVES.sub("?", _CONTROLS.sub("?", text))
 
 
 def shortened(text: str, limit: int) -> str:
@@ -110,9 +115,9 @@ def shortened(text: str, limit: int) -> str:
 
 def _without_controls(value: Any) -> Any:
     if isinstance(value, str):
-        return printable(value)
+        return _CONTROLS.sub("?", value)
     if isinstance(value, list):
         return [_without_controls(item) for item in value]
     if isinstance(value, dict):
-        return {printable(key): _without_controls(item) for key, item in value.items()}
+        return {_CONTROLS.sub("?", key): _without_controls(item) for key, item in value.items()}
     return value

@@ -56,6 +56,8 @@ if data and not there:
 print(json.dumps({"root": root, "agent": path if there else "", "python": sys.version_info[:2]}))
 """
 
+#: To put the agent there.
+BOOT_S = 60.0
 #: The longest that one request for the lock waits on the device.
 _LOCK_TURN_S = 20.0
 #: In all, a lock is waited for as long as for so many owners who keep it to the end.
@@ -215,6 +217,7 @@ class Channel:
         who = f"{what} by {_user()} (process {os.getpid()})"
         ask = functools.partial(self.call, "lock", who=who, owner=owner, job=job or None)
         gone: object = None
+        claims = 0
         seen: object = None
         started = time.monotonic()
         told, turn_s, deadline = False, 0.0, started + wait_s
@@ -227,8 +230,14 @@ class Channel:
                     seen = other
                     deadline = min(time.monotonic() + wait_s, started + _OWNERS * wait_s)
                 left = deadline - time.monotonic()
-                if refused.kind == "busy" and other != gone and _was_ours(other):
-                    gone = other
+                # A device that names one dead process after the other is believed for a while.
+                if (
+                    refused.kind == "busy"
+                    and other != gone
+                    and claims < _OWNERS
+                    and _was_ours(other)
+                ):
+                    gone, claims = other, claims + 1
                     continue
                 if refused.kind not in ("busy", "measuring") or left <= 0:
                     raise
@@ -247,7 +256,7 @@ def _was_ours(owner: Any) -> bool:
         return False
     if owner["pid"] == os.getpid() and device_agent.alive(owner):
         return owner.get("session") not in _held_here
-    return not device_agent.alive(owner)
+    return device_agent.has_ended(owner)
 
 
 def open_channel(transport: Transport, *, name: str, python: str, workdir: str) -> Channel:
@@ -262,7 +271,7 @@ def open_channel(transport: Transport, *, name: str, python: str, workdir: str) 
     # Asking first costs one round trip and spares a slow link the file.
     for stdin in (b"", source):
         done = transport.run(
-            [python, "-I", "-S", "-c", _BOOT, workdir, digest], stdin=stdin, timeout_s=60
+            [python, "-I", "-S", "-c", _BOOT, workdir, digest], stdin=stdin, timeout_s=BOOT_S
         )
         if done.returncode != 0 and not done.stdout:
             raise DeviceError(

@@ -6,43 +6,49 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from edgekit.codec import MAX_INTEGER
+from edgekit.targets.answer import printable
 from edgekit.types import DeviceFacts
 
 _ARM = ("aarch64", "arm")
 _X86_FLAGS = re.compile(r"^flags\s*:", re.MULTILINE)
+#: What int() takes, floats hold and records keep, whatever a device says: no "²", no 5000 digits.
+_NUMBER = r"[0-9]{1,12}"
 
 
 def parse_facts(raw: Mapping[str, Any]) -> DeviceFacts:
     """The agent's raw facts as DeviceFacts; what is absent or odd becomes None or empty."""
     files = {
-        str(path): text
+        str(path): printable(text)
         for path, text in _mapping(raw.get("files")).items()
         if isinstance(text, str)
     }
     uname = _mapping(raw.get("uname"))
-    arch = _arch(str(uname.get("machine", "")), raw.get("bits"))
+    arch = _arch(_text(uname.get("machine")), raw.get("bits"))
     cpuinfo = files.get("/proc/cpuinfo", "")
     return DeviceFacts(
         model=_model(files),
         arch=arch,
         os=parse_os_release(files.get("/etc/os-release", "")),
-        kernel=str(uname.get("release", "")),
-        libc=str(raw.get("libc", "")).strip(),
-        python=str(raw.get("python", "")),
+        kernel=_text(uname.get("release")),
+        libc=_text(raw.get("libc")).strip(),
+        python=_text(raw.get("python")),
         cpu_features=parse_cpu_features(cpuinfo),
         cpu_count=_int(raw.get("cpu_count"), 1),
         governor=_common(_matching(files, "scaling_governor")),
         freq_khz=tuple(
-            int(text) for text in _matching(files, "scaling_cur_freq") if text.isdigit()
+            int(text)
+            for text in _matching(files, "scaling_cur_freq")
+            if re.fullmatch(_NUMBER, text)
         ),
         temp_c=parse_temperature(files),
         throttled=parse_throttled(
             "".join(text for path, text in files.items() if path.endswith("/get_throttled"))
-            or str(raw.get("vcgencmd", ""))
+            or _text(raw.get("vcgencmd"))
         ),
         mem_total_bytes=parse_mem_total(files.get("/proc/meminfo", "")),
         disk_free_bytes=_int(raw.get("disk_free_bytes"), 0),
-        emulated=is_emulated(files, arch, str(raw.get("qemu_cpu", ""))),
+        emulated=is_emulated(files, arch, _text(raw.get("qemu_cpu"))),
         soc=parse_soc(_device_tree(files, "compatible")),
     )
 
@@ -70,7 +76,7 @@ def parse_cpu_features(cpuinfo: str) -> tuple[str, ...]:
 
 def parse_mem_total(meminfo: str) -> int:
     """MemTotal of /proc/meminfo in bytes; 0 where it is absent."""
-    match = re.search(r"^MemTotal:\s+(\d+) kB$", meminfo, re.MULTILINE)
+    match = re.search(rf"^MemTotal:\s+({_NUMBER}) kB$", meminfo, re.MULTILINE)
     return int(match.group(1)) * 1024 if match else 0
 
 
@@ -87,7 +93,7 @@ def parse_temperature(files: Mapping[str, str]) -> float | None:
     zones = {}
     for path, text in files.items():
         match = re.search(r"/(thermal_zone\d+)/temp$", path)
-        if match and re.fullmatch(r"-?\d+", text.strip()):
+        if match and re.fullmatch("-?" + _NUMBER, text.strip()):
             kind = files.get(path.removesuffix("temp") + "type", "").strip()
             zones[kind or match.group(1)] = int(text) / 1000
     cpu = [celsius for kind, celsius in zones.items() if "cpu" in kind or "x86_pkg" in kind]
@@ -137,7 +143,7 @@ def _matching(files: Mapping[str, str], name: str) -> list[str]:
     """Contents of the per-core files of this name, in the order of the cores."""
 
     def core(path: str) -> int:
-        match = re.search(r"/cpu(\d+)/", path)
+        match = re.search(rf"/cpu({_NUMBER})/", path)
         return int(match.group(1)) if match else 0
 
     paths = sorted((path for path in files if path.endswith("/" + name)), key=core)
@@ -153,5 +159,11 @@ def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def _text(value: object) -> str:
+    return printable(value) if isinstance(value, str) else ""
+
+
 def _int(value: object, default: int) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) else default
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_INTEGER:
+        return default
+    return value

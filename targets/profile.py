@@ -127,4 +127,4 @@ def misfits(profile: Profile, facts: DeviceFacts) -> list[str]:
 
 def version(text: str) -> tuple[int, ...]:
     """``2.36`` as (2, 36), for comparing."""
-    return tuple(int(part) for part in re.findall(r"\d+", text))
+    return tuple(int(part) for part in re.findall(r"[0-9]{1,9}", text))

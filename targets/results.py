@@ -9,6 +9,7 @@ from typing import Any
 
 from edgekit.errors import EdgekitError, RunnerFailed
 from edgekit.targets import golden
+from edgekit.targets.answer import printable
 from edgekit.targets.facts import parse_facts
 from edgekit.targets.runner import RunnerExit, RunnerReport, judge
 from edgekit.types import Artifact, CandidateFailure, DeviceFacts, ProbeRequest, ProbeResult
@@ -38,7 +39,7 @@ class Candidate:
 
     def take(self, event: Mapping[str, Any], *, replay: bool) -> None:
         """Takes the agent's report of one process, which may be that it failed."""
-        self._started_utc = self._started_utc or str(event.get("started_utc", ""))[:40]
+        self._started_utc = self._started_utc or printable(str(event.get("started_utc", "")))[:40]
         if isinstance(event.get("facts_before"), dict):
             self._before = parse_facts(event["facts_before"])
         if isinstance(event.get("facts_after"), dict):
@@ -103,7 +104,7 @@ def runner_exit(event: Mapping[str, Any]) -> RunnerExit:
     return RunnerExit(
         returncode=code if isinstance(code, int) else 127,
         stdout=str(event.get("stdout", "")),
-        stderr=str(event.get("stderr", "")),
+        stderr=printable(str(event.get("stderr", ""))),
         timed_out=event.get("timed_out") is True,
         oom_kill=event.get("oom_kill") is True,
     )

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from edgekit.codec import MAX_INTEGER
 from edgekit.errors import RunnerFailed
 from edgekit.targets.answer import printable
 from edgekit.types import BYTES_PER_ELEMENT
@@ -224,7 +225,7 @@ def parse_report(text: str) -> RunnerReport:
     """
     document = parse_document(text)
 
-    def number(key: str, most: int = 2**63) -> int:
+    def number(key: str, most: int = MAX_INTEGER) -> int:
         return _int(document.get(key), key, most)
 
     latencies = document.get("latency_ns")
@@ -259,7 +260,7 @@ def parse_document(text: str) -> dict[str, Any]:
     return document
 
 
-def _int(value: object, key: str, most: int = 2**63) -> int:
+def _int(value: object, key: str, most: int = MAX_INTEGER) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
         raise ValueError(f"{key} is not a number from 0 to {most}: {str(value)[:50]}")
     return value

@@ -31,6 +31,7 @@ from edgekit.targets.ssh_exchange import (
     OutOfTime,
     byte_chunks,
     file_chunks,
+    longest_copy_s,
     reason,
 )
 from edgekit.targets.ssh_keys import KeyRing
@@ -64,7 +65,8 @@ class SshTransport:
         self._verify = checked_by_known_hosts(f"edgekit targets trust {spelled(target)}")
         self._keys = KeyRing()
         self._connection: Connection | None = None
-        self._was_there = False
+        #: How long to wait for a device that was there before; None for one that never was.
+        self._patience_s: float | None = None
 
     def run(
         self,
@@ -109,21 +111,21 @@ class SshTransport:
             raise DeviceError(f"{local.name} could not be copied to {remote}: {error}.") from error
         progress = _Progress(on_bytes, keep)
 
-        def copy(attempt: int) -> None:
+        def copy(attempt: int, deadline: float) -> None:
             most = size if attempt else keep
             header = {"verb": "put", "path": remote, "size": size, "keep": most}
             with self._exchange(header) as exchange:
                 offset = 0
                 if most:
-                    there = _whole(exchange.until_begun().get("size"))
+                    there = _whole(exchange.until_begun(deadline).get("size"))
                     offset = min(size, max(0, there))
                     progress.confirmed = max(progress.confirmed, offset)
                 source = progress.counted(file_chunks(local, offset, size), offset)
-                ended = exchange.talk(source, self._refuse_output)
+                ended = exchange.talk(source, self._refuse_output, deadline)
             if "failed" in ended:
                 raise DeviceError(f"{local.name} could not be copied to {remote}: {reason(ended)}.")
 
-        self._resumed(copy, progress)
+        self._resumed(copy, progress, size)
         progress.reach(size)
 
     def _refuse_output(self, kind: bytes, content: bytes) -> None:
@@ -144,6 +146,8 @@ class SshTransport:
         identity: str | None = None
 
         def take(kind: bytes, content: bytes) -> None:
+            if kind != b"O":
+                raise DeviceError(f"{self._name}: the device answers a copy with something else.")
             sink.write(content)
             progress.confirmed = sink.tell()
             if progress.confirmed > max_bytes:
@@ -151,22 +155,22 @@ class SshTransport:
                     f"{remote} on the device has more than the {max_bytes} bytes expected."
                 )
 
-        def copy(attempt: int) -> None:
+        def copy(attempt: int, deadline: float) -> None:
             nonlocal identity
             offset = sink.tell()
             header = {"verb": "get", "path": remote, "offset": offset, "limit": max_bytes - offset}
             with self._exchange(header) as exchange:
-                begun = exchange.until_begun().get("identity")
+                begun = exchange.until_begun(deadline).get("identity")
                 if offset and begun != identity:
                     raise DeviceError(f"{remote} changed on the device while it was fetched.")
                 identity = begun
-                ended = exchange.talk(iter(()), take)
+                ended = exchange.talk(iter(()), take, deadline)
             if ended.get("failed") == "kind":
                 raise DeviceError(f"{remote} on the device is not a regular file.")
             if "failed" in ended:
                 raise DeviceError(f"{remote} could not be fetched: {reason(ended)}.")
 
-        self._resumed(copy, progress)
+        self._resumed(copy, progress, max_bytes)
 
     def close(self) -> None:
         """See :meth:`edgekit.targets.base.Transport.close`."""
@@ -196,13 +200,13 @@ class SshTransport:
         """The connection; a new one where there is none or it is dead."""
         if self._connection is None or not self._connection.alive:
             self._disconnect()
-            # What stayed away for so long is not waited for again.
-            patience_s = self._limits.reconnect_s if self._was_there else 0.0
-            self._was_there = False
+            patience_s = self._patience_s
+            if patience_s is not None:
+                self._patience_s = 0.0  # what stayed away for so long is not waited for again
             self._connection = connect(
                 self._hops, self._keys, self._limits, self._verify, patience_s=patience_s
             )
-            self._was_there = True
+            self._patience_s = self._limits.reconnect_s
         return self._connection
 
     def _disconnect(self) -> None:
@@ -210,15 +214,22 @@ class SshTransport:
             self._connection.close()
             self._connection = None
 
-    def _resumed(self, copy: Callable[[int], None], progress: _Progress) -> None:
-        """Copies, as often as it takes while each attempt brings more."""
+    def _resumed(self, copy: Callable[[int, float], None], progress: _Progress, size: int) -> None:
+        """Copies, as often as it takes while each attempt brings more; but not for ever."""
+        limit_s = longest_copy_s(size, 1 + COPY_RETRIES, self._limits.reconnect_s)
+        deadline = time.monotonic() + limit_s
         fruitless = 0
         for attempt in itertools.count():
             self._connected()
             before = progress.confirmed
             try:
-                copy(attempt)
+                copy(attempt, deadline)
                 return
+            except OutOfTime:
+                raise LinkLost(
+                    f"{self._name}: {size} bytes were not copied within {limit_s:.0f} s.",
+                    remedy="The link, or the device, is too slow for that; use a better link.",
+                ) from None
             except LinkLost:
                 fruitless = 0 if progress.confirmed > before else fruitless + 1
                 if fruitless > COPY_RETRIES:

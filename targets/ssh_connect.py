@@ -52,6 +52,10 @@ class _Dropped(Exception):
     """A server hung up before the login, as a busy one does."""
 
 
+class _Unresolved(Exception):
+    """A name does not resolve, for the time being or at all."""
+
+
 class Connection:
     """A logged-in connection to the last of several hops."""
 
@@ -88,7 +92,7 @@ def connect(
     limits: Limits,
     verify: Verify,
     *,
-    patience_s: float = 0.0,
+    patience_s: float | None = None,
     login: bool = True,
 ) -> Connection:
     """Connects to the last hop through the others.
@@ -98,16 +102,18 @@ def connect(
         keys: what to log in with.
         limits: time-outs.
         verify: judges each server's host key.
-        patience_s: how long to go on trying where the network refuses; a server that hangs up is
-            tried again in any case.
+        patience_s: for servers that were there before: how long to go on trying where the network
+            refuses, or where a name does not resolve, which devices answer for themselves in many
+            networks (mDNS). A server that hangs up is tried again in any case.
         login: whether to log in to the last hop; to the others in any case.
 
     Raises:
-        LinkLost: a server cannot be reached or does not answer in time.
+        LinkLost: a server cannot be reached or does not answer in time; a name that was known
+            before does not resolve.
         HostKeyRefused: a server's key is not trusted.
         DeviceError: a name is unknown, or no key lets us in.
     """
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + (patience_s or 0.0)
     dropped = 0
     attempt = 0
     while True:
@@ -119,6 +125,13 @@ def connect(
                 raise LinkLost(
                     str(error),
                     remedy="It may be busy, or refuse this machine; look at its sshd's log.",
+                ) from error
+        except _Unresolved as error:
+            if time.monotonic() >= deadline:
+                raise (DeviceError if patience_s is None else LinkLost)(
+                    str(error),
+                    remedy="Is the device on, and in this network? Name its address: "
+                    "edgekit targets add NAME USER@ADDRESS, or a Host in ~/.ssh/config.",
                 ) from error
         except LinkLost:
             if time.monotonic() >= deadline:
@@ -151,11 +164,7 @@ def _tcp(hop: Hop, limits: Limits) -> socket.socket:
     try:
         wire = socket.create_connection((hop.host, hop.port), timeout=limits.connect_s)
     except socket.gaierror as error:
-        raise DeviceError(
-            f"There is no host {hop.host!r}: {error.strerror}.",
-            remedy="Is the device on, and in this network? Name its address: "
-            "edgekit targets add NAME USER@ADDRESS, or a Host in ~/.ssh/config.",
-        ) from error
+        raise _Unresolved(f"There is no host {hop.host!r}: {error.strerror}.") from error
     except TimeoutError as error:
         raise LinkLost(
             f"{hop.host}:{hop.port} did not answer within {limits.connect_s:g} s.",

@@ -30,6 +30,9 @@ MAX_FRAME = 1 << 20
 SILENCE_S = 60.0
 #: A copy without one more byte for so long is given up; signs of life are none.
 STALL_S = 300.0
+#: Bytes per second that a copy makes at least, its pauses aside: a device that gives a byte now and
+#: then would go on for ever. GPRS, the slowest link worth sending a model over, carries some 3000.
+LEAST_RATE = 1000.0
 #: What sshd's usual packets of 32 KiB carry.
 PACKET = 32768 - 64
 #: To open a channel and start the program there.
@@ -93,6 +96,7 @@ class Exchange:
         self._connection = connection
         self._name = name
         self._python = python
+        self._copies = header["verb"] != "run"
         self._buffer = bytearray()
         self._greeted = False
         self._frames: deque[tuple[bytes, bytes]] = deque()
@@ -120,16 +124,14 @@ class Exchange:
         finally:
             self._guard.end()
 
-    def talk(
-        self, source: Iterator[bytes], on_frame: OnFrame, deadline: float | None = None
-    ) -> dict[str, str]:
+    def talk(self, source: Iterator[bytes], on_frame: OnFrame, deadline: float) -> dict[str, str]:
         """Sends what ``source`` gives and passes on frames until the last one, which it returns.
 
-        ``deadline`` is a time of :func:`time.monotonic`; without one it goes on as long as bytes
-        move, with pauses of STALL_S at most.
+        ``deadline`` is a time of :func:`time.monotonic`.
 
         Raises:
-            LinkLost: the connection broke, there was silence, or no byte moved.
+            LinkLost: the connection broke, there was silence, or no byte of a copy moved for
+                STALL_S.
             OutOfTime: the deadline passed.
             DeviceError: what answers is not ``remote.py``, or it could not do it.
         """
@@ -138,7 +140,7 @@ class Exchange:
         while True:
             while self._frames:
                 kind, content = self._frames.popleft()
-                if kind != b"A":  # what begins a copy moves nothing
+                if content and kind != b"A":  # what begins a copy moves nothing
                     self._moved = time.monotonic()
                 on_frame(kind, content)
             if self.ended is not None:
@@ -153,31 +155,32 @@ class Exchange:
                 wait = 0.0
             self._receive(wait)
 
-    def until_begun(self) -> dict[str, str]:
+    def until_begun(self, deadline: float) -> dict[str, str]:
         """Waits for the first frame, which says what is there.
 
         Raises:
-            LinkLost, DeviceError: as in :meth:`talk`.
+            LinkLost, OutOfTime, DeviceError: as in :meth:`talk`.
         """
         self._moved = time.monotonic()
         while not self._frames and self.ended is None:
-            self._receive(self._patience(None))
+            self._receive(self._patience(deadline))
         return _parsed(self._frames.popleft()[1]) if self._frames else {}
 
-    def _patience(self, deadline: float | None) -> float:
+    def _patience(self, deadline: float) -> float:
         """Seconds to wait for the next byte."""
         now = time.monotonic()
-        if deadline is None:
-            deadline = self._moved + STALL_S
-            if now >= deadline:
-                raise self._lost(
-                    f"the device shows signs of life, but no byte moved for {STALL_S:g} s"
-                )
-        elif now >= deadline:
+        if now >= deadline:
             raise OutOfTime
         if now >= self._heard + SILENCE_S:
             raise self._lost(f"nothing was heard for {SILENCE_S:g} s")
-        return min(deadline, self._heard + SILENCE_S) - now
+        wait = min(deadline, self._heard + SILENCE_S) - now
+        if self._copies:
+            if now >= self._moved + STALL_S:
+                raise self._lost(
+                    f"the device shows signs of life, but no byte moved for {STALL_S:g} s"
+                )
+            wait = min(wait, self._moved + STALL_S - now)
+        return wait
 
     def _receive(self, wait: float) -> None:
         self._channel.settimeout(wait)
@@ -288,6 +291,18 @@ def _command(python: str, size: int) -> str:
 def _parsed(content: bytes) -> dict[str, str]:
     lines = content.decode("utf-8", "replace").split("\n")
     return {key: value for key, _, value in (line.partition("=") for line in lines)}
+
+
+def longest_copy_s(size: int, pauses: int, away_s: float) -> float:
+    """The most seconds that a copy may take: those of the least rate, and so many pauses, in each
+    of which no byte moves and then the link is away.
+
+    Args:
+        size: bytes.
+        pauses: how many of them are forgiven.
+        away_s: seconds that a link may be away.
+    """
+    return size / LEAST_RATE + pauses * (STALL_S + away_s)
 
 
 def file_chunks(path: Path, offset: int, end: int) -> Iterator[bytes]:

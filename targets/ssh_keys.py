@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 import getpass
 import socket
 import sys
@@ -26,11 +27,15 @@ PASSPHRASE_TRIES = 3
 AUTH_TIMEOUT_S = 30.0
 
 
+#: A key, and how messages name it.
+Offer = tuple[str, Any]
+
+
 class KeyRing:
     """The keys of one transport, each loaded once, so that a reconnect asks nothing again."""
 
     def __init__(self) -> None:
-        self._unlocked: dict[Path, paramiko.PKey] = {}
+        self._unlocked: dict[Path, tuple[Offer, ...]] = {}
         self._agents: dict[str, Any] = {}
 
     def close(self) -> None:
@@ -69,7 +74,7 @@ class KeyRing:
             notes.append(f"beside {label} it wants {', '.join(further)}")
         raise _refused(hop, tried, notes)
 
-    def _candidates(self, hop: Hop, notes: list[str]) -> Iterator[tuple[str, Any]]:
+    def _candidates(self, hop: Hop, notes: list[str]) -> Iterator[Offer]:
         """Named keys first, then the agent's others; what needs a passphrase comes last."""
         from paramiko import PasswordRequiredException
 
@@ -80,27 +85,28 @@ class KeyRing:
             if public is not None and public in held:
                 yield f"{path} (agent)", held.pop(public)
             elif path in self._unlocked:
-                yield str(path), self._unlocked[path]
+                yield from self._unlocked[path]
             elif not path.is_file():
                 if hop.chosen:
                     notes.append(f"{path} is not there")
             else:
                 try:
-                    key = self._load(path, notes)
+                    offers = self._load(path, notes)
                 except PasswordRequiredException:
                     locked.append(path)
                     continue
-                if key is not None:
-                    yield str(path), key
+                yield from offers
         if not hop.identities_only:
             for key in held.values():
                 yield f"{getattr(key, 'comment', '') or key.get_name()} (agent)", key
         for path in locked:
-            if (key := self._unlock(path, notes)) is not None:
-                yield str(path), key
+            yield from self._unlock(path, notes)
 
-    def _load(self, path: Path, notes: list[str], passphrase: str | None = None) -> Any:
-        """A key file's key; None where it is none. PasswordRequiredException: it is locked."""
+    def _load(
+        self, path: Path, notes: list[str], passphrase: str | None = None
+    ) -> tuple[Offer, ...]:
+        """A key file's key, with its certificate and without; nothing where it is no key.
+        PasswordRequiredException: it is locked."""
         import paramiko
 
         for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
@@ -110,31 +116,29 @@ class KeyRing:
                 raise
             except OSError as error:
                 notes.append(f"{path} cannot be read: {error.strerror}")
-                return None
+                return ()
             except (paramiko.SSHException, ValueError, IndexError):
                 continue
-            certificate = path.with_name(path.name + "-cert.pub")
-            if certificate.is_file():
-                key.load_certificate(str(certificate))
-            self._unlocked[path] = key
-            return key
+            # As OpenSSH does: a server may not know the certificate's authority, but the key.
+            self._unlocked[path] = (*_certified(path, key, notes), (str(path), key))
+            return self._unlocked[path]
         notes.append(f"{path} is no private key of a known kind")
-        return None
+        return ()
 
-    def _unlock(self, path: Path, notes: list[str]) -> Any:
+    def _unlock(self, path: Path, notes: list[str]) -> tuple[Offer, ...]:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             notes.append(
                 f"{path} needs a passphrase, which is only asked for on a terminal (ssh-add {path})"
             )
-            return None
+            return ()
         for _ in range(PASSPHRASE_TRIES):
             passphrase = getpass.getpass(f"Passphrase of {path}: ", stream=sys.stderr)
             if not passphrase:
                 break
-            if (key := self._load(path, [], passphrase)) is not None:
-                return key
+            if offers := self._load(path, [], passphrase):
+                return offers
         notes.append(f"{path} was not unlocked")
-        return None
+        return ()
 
     def _agent_keys(self, hop: Hop, notes: list[str]) -> tuple[Any, ...]:
         if not hop.agent:
@@ -154,6 +158,23 @@ class KeyRing:
                 return ()
             self._agents[hop.agent] = agent
         return tuple(self._agents[hop.agent].get_keys())
+
+
+def _certified(path: Path, key: paramiko.PKey, notes: list[str]) -> tuple[Offer, ...]:
+    """A key with the certificate beside its file; nothing where there is none."""
+    file = path.with_name(path.name + "-cert.pub")
+    if not file.is_file():
+        return ()
+    certified = copy.copy(key)  # paramiko offers nothing but the certificate of a key that has one
+    try:
+        certified.load_certificate(str(file))
+    except OSError as error:
+        notes.append(f"{file} cannot be read: {error.strerror}")
+    except ValueError:
+        notes.append(f"{file} is no certificate of {path}")
+    else:
+        return ((str(file), certified),)
+    return ()
 
 
 def _public_blob(path: Path) -> bytes | None:

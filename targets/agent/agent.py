@@ -261,18 +261,19 @@ def process_table() -> str:
 
 def identity(pid: int) -> Dict[str, Any]:
     """A process, told apart from a later one of the same number."""
-    return {"table": process_table(), "pid": pid, "start": _start_of(pid)}
+    return {"table": process_table(), "pid": pid, "start": _start_of(pid) or ""}
 
 
-def _start_of(pid: int) -> str:
-    """Start time of a living process, in clock ticks since boot; empty for a dead one."""
+def _start_of(pid: int) -> Optional[str]:
+    """Start time of a living process, in clock ticks since boot; empty for one that has ended and
+    was not waited for; None where /proc shows none of this number."""
     try:
         # Its main thread's file: emulators make up /proc/PID/stat for those who read their own.
         path = "/proc/%d/task/%d/stat" % (pid, pid)
         with open(path, encoding="ascii", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
     except OSError:
-        return ""
+        return None
     return "" if fields[0] in "ZX" else fields[19]
 
 
@@ -285,6 +286,21 @@ def alive(process: Any) -> bool:
     )
 
 
+def has_ended(process: Dict[str, Any]) -> bool:
+    """Whether a process of this table has surely ended. /proc may hide those of other users
+    (hidepid), which then are neither alive nor gone; but a free number is nobody's."""
+    start = _start_of(int(process["pid"]))
+    if start is not None:
+        return start != process.get("start") or not start
+    try:
+        os.kill(int(process["pid"]), 0)
+    except PermissionError:
+        return False
+    except (ProcessLookupError, OverflowError):
+        return True
+    return False
+
+
 def _now() -> float:
     """Seconds since boot, sleep included; a device without a clock battery jumps in wall time."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
@@ -295,8 +311,9 @@ class Lock:
 
     A lock is stale, and anybody may take it, when the device has booted since; when its owner was a
     process of this very machine and is gone; when the machine that asks says that the owner was a
-    process of its own and is gone; or when an owner elsewhere gave no sign of life for LEASE_S:
-    neither a step nor a byte of an upload. A measuring worker holds it for as long as it lives.
+    process of its own and is gone; or when an owner elsewhere, or one that is not to be seen, gave
+    no sign of life for LEASE_S: neither a step nor a byte of an upload. A measuring worker holds it
+    for as long as it lives.
     """
 
     def __init__(self, root: Root, descriptor: int) -> None:
@@ -325,7 +342,10 @@ class Lock:
         if not self._is_of_this_boot() or not owner or owner == gone:
             return False
         if owner.get("table") and owner["table"] == process_table():
-            return alive(owner)
+            if alive(owner):
+                return True
+            if has_ended(owner):
+                return False
         return _now() < float(self.content.get("expires", 0)) or self._uploading()
 
     def require(self, token: Any) -> None:

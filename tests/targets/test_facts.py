@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from edgekit import codec
+from edgekit.targets.abi import device_abi
 from edgekit.targets.agent import agent
 from edgekit.targets.facts import parse_facts, parse_throttled
-from edgekit.targets.profile import Profile, load_profile, misfits, names, thread_counts
+from edgekit.targets.profile import Profile, load_profile, misfits, names, thread_counts, unfit
 from edgekit.types import DeviceFacts
 
 RECORDINGS = sorted((Path(__file__).parent / "recorded").glob("*.json"))
@@ -26,6 +28,11 @@ def test_recording(path: Path) -> None:
     assert {key: found[key] for key in recording["expected"]} == recording["expected"]
     assert set(recording.get("has_features", [])) <= set(facts.cpu_features)
     assert not set(recording.get("lacks_features", [])) & set(facts.cpu_features)
+    # Whatever a device says, it can be judged and recorded.
+    misfits(load_profile("rpi4"), facts)
+    unfit(facts)
+    assert len(device_abi(facts).platforms) < 1000
+    codec.to_json(facts).encode()
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,10 @@ from benchmarks import sshd
 from benchmarks.faults import bundles
 from benchmarks.faults.bundles import Release
 from benchmarks.sshd import Server
-from edgekit.errors import DeviceError
+from edgekit.errors import DeviceError, RunnerFailed
 from edgekit.targets.answer import MAX_LINE, MAX_VALUES, Answer, parse_answer, printable, shortened
+from edgekit.targets.results import runner_exit
+from edgekit.targets.runner import judge
 from tests.targets.ssh_tools import target_of
 
 ROOT = Path(__file__).parents[2]
@@ -75,17 +77,18 @@ _HONEST = {
 #: Runs in a process of its own, whose memory and time are measured.
 _DEPLOY = """
 import json, sys, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from edgekit.bundle import Bundle
 from edgekit.errors import EdgekitError
-from edgekit.targets import ssh_exchange
+from edgekit.targets import channel, ssh_exchange
 from edgekit.targets.device import connect
 from edgekit.types import ProbeRequest, Target
-ssh_exchange.SILENCE_S, ssh_exchange.STALL_S = 3.0, 4.0
+ssh_exchange.SILENCE_S, ssh_exchange.STALL_S, ssh_exchange.LEAST_RATE = 3.0, 4.0, 1e6
 from edgekit.targets import job, ssh
 from edgekit.targets.agent.runner_core import peak_rss_bytes
 from edgekit.targets import device as devices
-job.GRACE_S, devices.TIMEOUT_S, ssh.COPY_RETRIES = 2.0, 1.0, 1
+job.GRACE_S, devices.TIMEOUT_S, ssh.COPY_RETRIES, channel.BOOT_S = 2.0, 1.0, 1, 15.0
 
 def talk(target, bundle):
     with connect(Target(**target)) as device:
@@ -96,22 +99,25 @@ def talk(target, bundle):
         (artifact,) = bundle.manifest.artifacts
         request = ProbeRequest(artifact.id, artifact.sha256, 1, 1, 0.05)
         (result,) = device.probe(bundle, [request])
-        print("probe:", result.status, result.error.message if result.error else "")
+        return f"probe: {result.status} {result.error.message if result.error else ''}"
 
-for line in sys.stdin:
-    given = json.loads(line)
+def outcome(given):
     started, code = time.monotonic(), 0
     try:
         if given["bundle"] is None:
-            talk(given["target"], None)
+            said = talk(given["target"], None)
         else:
             with Bundle.open(Path(given["bundle"])) as bundle:
-                talk(given["target"], bundle)
+                said = talk(given["target"], bundle)
     except EdgekitError as error:
-        code = error.exit_code
-        print(type(error).__name__, error)
-    memory_mb = peak_rss_bytes() // 2**20
-    print(json.dumps([code, time.monotonic() - started, memory_mb]), flush=True)
+        code, said = error.exit_code, f"{type(error).__name__} {error}"
+    return code, said, time.monotonic() - started, peak_rss_bytes() // 2**20
+
+cases = [json.loads(line) for line in sys.stdin]
+with ThreadPoolExecutor(len(cases)) as threads:
+    waiting = {n: threads.submit(outcome, given) for n, given in enumerate(cases) if given["waits"]}
+    for n, given in enumerate(cases):
+        print(json.dumps(waiting[n].result() if n in waiting else outcome(given)), flush=True)
 """
 
 
@@ -127,7 +133,8 @@ def play(
 ) -> list[tuple[int, str]]:
     """What becomes of a host that talks to devices with these answers: exit codes and words.
 
-    Its memory and time are bounded, and nothing but its own folders has changed.
+    Its memory and time are bounded, and nothing but its own folders has changed. Devices that only
+    make it wait are waited for side by side, the others come one after the other.
     """
     home = folder / "home"
     (home / ".ssh").mkdir(parents=True, mode=0o700)
@@ -141,7 +148,11 @@ def play(
         target = target_of(server, python=str(player), connect_timeout_s="5", reconnect_s="0.2")
         board = {"name": "board", "transport": "ssh", "address": target.address,
                  "workdir": "/r", "options": target.options}  # fmt: skip
-        given = {"target": board, "bundle": None if bundle is None else str(bundle)}
+        given = {
+            "target": board,
+            "bundle": None if bundle is None else str(bundle),
+            "waits": "sleep" in script.read_text(),
+        }
         lines.append(json.dumps(given))
     before = set(folder.rglob("*"))
     done = subprocess.run(
@@ -152,15 +163,10 @@ def play(
     )  # fmt: skip
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     found: list[tuple[int, str]] = []
-    said = ""
     for line in done.stdout.splitlines():
-        if not line.startswith("["):
-            said += line + "\n"
-            continue
-        code, seconds, memory_mb = json.loads(line)
+        code, said, seconds, memory_mb = json.loads(line)
         assert seconds < SECONDS and memory_mb < MEMORY_MB, (cases[len(found)], seconds, memory_mb)
         found.append((code, said))
-        said = ""
     assert len(found) == len(cases)
     new = {path.relative_to(folder).parts[0] for path in set(folder.rglob("*")) - before}
     assert new <= {"home"}, new
@@ -211,10 +217,12 @@ def test_answers_are_bounded() -> None:
         with pytest.raises(DeviceError, match="larger than"):
             parse_answer(text, "board")
     assert parse_answer('{"a": "\\u001b[31m"}', "board") == {"a": "?[31m"}
-    answer = Answer({"n": True, "t": "x" * 501, "p": "a/b", "l": [1, "2"], "o": []}, "board")
+    answer = Answer({"n": True, "t": "x" * 501, "p": "a/b", "l": [1, "2"], "o": [],
+                     "big": 2**60}, "board")  # fmt: skip
     for ask in (
         lambda: answer.number("n"),
         lambda: answer.number("absent"),
+        lambda: answer.number("big"),  # no JSON file of ours can hold it
         lambda: answer.text("t"),
         lambda: answer.path("p"),
         lambda: answer.items_of("l", int),
@@ -225,8 +233,22 @@ def test_answers_are_bounded() -> None:
     assert shortened("a" * 10, 5) == "aa..."
 
 
+def test_halves_of_characters_are_not_recorded_and_yet_name_files() -> None:
+    half = "\udce9"
+    answer = parse_answer(json.dumps({"t": half, "p": f"/home/{half}"}), "board")
+    assert answer.text("t") == printable(half) == "?" and answer.path("p") == f"/home/{half}"
+    ended = runner_exit({"returncode": 1, "stderr": half})
+    with pytest.raises(RunnerFailed) as caught:
+        judge(ended, what="x")
+    (caught.value.message + "".join(caught.value.log_tail)).encode()
+
+
 _TAKE = "!\nleft = header['size']\nwhile left: left -= len(os.read(0, min(left, 65536)))\nend()"
 _GIVE = "!\nframe(b'A', b'identity=1')\nwhile True: frame(b'O', bytes(60000))"
+#: A device that gives, or takes, a little now and then.
+_DRIPS = "!\nframe(b'A', b'identity=1')\nwhile True: frame(b'O', b'x'); time.sleep(0.5)"
+_SIPS = "!\nwhile True: os.read(0, 16384); frame(b'H'); time.sleep(0.2)"
+_EMPTY = "!\nframe(b'A', b'identity=1')\nwhile True: frame(b'O'); time.sleep(0.2)"
 _RUNS_ON = {"event": "result", "state": "running", "offset": 0}
 _AWAY = "../../../../../../../../tmp/edgekit-was-here"
 
@@ -264,6 +286,7 @@ _LIES: list[tuple[dict[str, object], int, str]] = [
     ({"missing": {"event": "result", "missing": ["x"] * 200_000}}, 4, "cannot be used"),
     ({"missing": {"event": "result", "missing": [], "parts": []}}, 4, "cannot be used"),
     ({"put": _ALIVE}, 4, "no byte moved"),
+    ({"put": _SIPS}, 4, "were not copied within"),
     ({"put": _FLOOD}, 4, "answers a copy with output"),
     ({"put": _FLOOD.replace("O", "A")}, 4, "no byte moved"),
     ({"follow": _RUNS_ON}, 4, "did not end within"),
@@ -271,9 +294,13 @@ _LIES: list[tuple[dict[str, object], int, str]] = [
     ({"follow": _followed(_step(0, _report()), _step(0, _report()))}, 4, "nobody asked for"),
     ({"follow": _followed(_step(_AWAY))}, 0, "ended before its time"),
     ({"follow": _followed(_step(0, _report(load_ns=10**400)))}, 0, "cannot be used"),
+    ({"follow": _followed(_step(0, _report(load_ns=2**60)))}, 0, "cannot be used"),
     ({"follow": _followed(_step(0, "[" * 10**5))}, 0, "cannot be used"),
     ({"follow": _MEASURED, "get": _GIVE}, 0, "more than"),
     ({"follow": _MEASURED, "get": _ALIVE}, 4, "no byte moved"),
+    ({"follow": _MEASURED, "get": _EMPTY}, 4, "no byte moved"),
+    ({"follow": _MEASURED, "get": _DRIPS}, 4, "were not copied within"),
+    ({"follow": _MEASURED, "get": _GIVE.replace("O", "E")}, 0, "something else"),
     ({"follow": _MEASURED, "get": _SHORT}, 0, "bytes, not"),
 ]
 

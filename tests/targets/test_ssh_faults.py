@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -34,7 +35,7 @@ processes = {processes}
 budget_s = 0.05
 [targets.board]
 transport = "ssh"
-address = "{address}"
+address = "{user}@{host}:{port}"
 workdir = "{root}"
 options = {{ python = "{python}", identity = "{identity}", reconnect_s = "0.5" }}
 """
@@ -53,11 +54,23 @@ class Project:
     def root(self) -> Path:
         return self.folder / "board"
 
-    def write(self, *, port: int, processes: int = 2) -> None:
+    @property
+    def hosts(self) -> Path:
+        """What the programs that are started here take for /etc/hosts, once it is there."""
+        return self.folder / "hosts"
+
+    def with_hosts(self) -> list[str]:
+        """The beginning of a command line."""
+        mount = f'mount --bind {shlex.quote(str(self.hosts))} /etc/hosts && exec "$@"'
+        return ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
+
+    def write(self, *, port: int, processes: int = 2, host: str = "127.0.0.1") -> None:
         settings = _SETTINGS.format(
             bundle=self.bundle,
             processes=processes,
-            address=f"{self.server.user}@127.0.0.1:{port}",
+            user=self.server.user,
+            host=host,
+            port=port,
             root=self.root,
             python=sys.executable,
             identity=self.server.identity,
@@ -65,8 +78,9 @@ class Project:
         (self.folder / "edgekit.toml").write_text(settings)
 
     def start(self, *words: str) -> subprocess.Popen[str]:
+        names = self.with_hosts() if self.hosts.exists() else []
         return subprocess.Popen(
-            [sys.executable, "-m", "edgekit", *words, "--json"],
+            [*names, sys.executable, "-m", "edgekit", *words, "--json"],
             cwd=self.folder,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
@@ -179,6 +193,35 @@ def test_what_was_measured_is_fetched_after_the_link_was_lost(project: Project) 
     fetched = _fetched(project)
     (result,) = (Path(fetched["run"]) / "probes").glob("*.json")
     assert len(json.loads(result.read_text())["latency_ns"]) == 4
+
+
+def test_a_measurement_outlives_the_name_of_its_device(project: Project) -> None:
+    """Such as raspberrypi.local, which the device itself answers for: it resolves to nothing while
+    the device is away."""
+    there = "127.0.0.1 pole.invalid\n"
+    project.hosts.write_text(there)
+    if subprocess.run([*project.with_hosts(), "true"], check=False).returncode != 0:
+        pytest.skip("a file in the place of /etc/hosts needs namespaces of users")
+    port = project.proxy.port
+    with open(project.folder / ".ssh" / "known_hosts", "a") as known:
+        known.write(f"[pole.invalid]:{port} {project.server.host_key}\n")
+    project.write(port=port, processes=5, host="pole.invalid")
+    probe = project.start("probe")
+    project.measuring()
+    (note,) = project.root.glob("spool/*/worker.json")
+    worker = json.loads(note.read_text())["pid"]
+    os.kill(worker, signal.SIGSTOP)
+    project.hosts.write_text("")
+    before = project.proxy.opened
+    project.proxy.cut()
+    time.sleep(3.0)  # more than once as long as `reconnect_s`
+    assert probe.poll() is None and project.proxy.opened == before
+    project.hosts.write_text(there)
+    os.kill(worker, signal.SIGCONT)
+    out, err = probe.communicate(timeout=120)
+    assert probe.returncode == 0, err
+    (result,) = (Path(json.loads(out)["run"]) / "probes").glob("*.json")
+    assert len(json.loads(result.read_text())["latency_ns"]) == 5
 
 
 def _fetched(project: Project) -> dict[str, Any]:

@@ -82,6 +82,75 @@ def test_key_files_of_every_kind(server: Server, home: Path, kind: str) -> None:
     assert works(target)
 
 
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The key of an authority that signs users' keys."""
+    return sshd.make_key(tmp_path_factory.mktemp("authority") / "authority")
+
+
+@pytest.fixture(scope="module")
+def member(authority: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that trusts the authority."""
+    trusted = {"TrustedUserCAKeys": f"{authority}.pub"}
+    running = sshd.start(tmp_path_factory.mktemp("member"), options=trusted)
+    yield running
+    running.stop()
+
+
+def certify(authority: Path, key: Path, user: str, *more: str) -> Path:
+    """The certificate that ssh-keygen puts beside a key."""
+    command = [
+        "ssh-keygen",
+        "-q",
+        "-s",
+        str(authority),
+        "-I",
+        "test",
+        "-n",
+        user,
+        *more,
+        f"{key}.pub",
+    ]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    return key.with_name(key.name + "-cert.pub")
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
+def test_a_certificate_is_offered_first_and_the_plain_key_then(
+    server: Server, member: Server, authority: Path, home: Path, kind: str
+) -> None:
+    (home / ".ssh" / "known_hosts").write_text(server.known_hosts_line + member.known_hosts_line)
+    key = sshd.make_key(home / "key", kind=kind)
+    certificate = certify(authority, key, server.user)
+    assert works(target_of(member, identity=str(key)))
+    assert "CERT" in (member.folder / "log").read_text()
+    with pytest.raises(DeviceError, match=f"it refused {certificate}, {key}"):
+        works(target_of(server, identity=str(key)))
+    server.accept(key.with_suffix(".pub"))
+    assert works(target_of(server, identity=str(key)))
+    member.accept(key.with_suffix(".pub"))
+    certify(authority, key, server.user, "-V", "20200101:20200102")
+    assert works(target_of(member, identity=str(key))), "it has expired"
+
+
+@pytest.mark.parametrize(
+    "damaged", [b"", b"\xff\xfe", b"ssh-ed25519-cert-v01@openssh.com AAAA\n", b"ssh-rsa !\n", None]
+)
+def test_a_certificate_that_is_none_does_not_shut_its_key_out(
+    server: Server, home: Path, damaged: bytes | None
+) -> None:
+    key = sshd.make_key(home / "key")
+    certificate = key.with_name("key-cert.pub")
+    if damaged is None:
+        certificate.symlink_to("/proc/self/mem")  # a regular file that cannot be read
+    else:
+        certificate.write_bytes(damaged)
+    with pytest.raises(DeviceError, match=f"it refused {key}; {certificate} "):
+        works(target_of(server, identity=str(key)))
+    server.accept(key.with_suffix(".pub"))
+    assert works(target_of(server, identity=str(key)))
+
+
 def test_no_key_at_all_and_one_that_is_none(server: Server, home: Path) -> None:
     with pytest.raises(DeviceError, match="there is no key to offer"):
         works(target_of(server, identity=""))
