@@ -12,6 +12,7 @@ from edgekit.select import select
 from edgekit.types import (
     Budget,
     CandidateFailure,
+    FpsMode,
     GoldenCheck,
     OpCount,
     ProbeResult,
@@ -112,7 +113,8 @@ def test_a_drop_equal_to_the_budget_is_within_it_whatever_the_rounding() -> None
 def test_the_frame_rate_is_told_as_the_device_s_profile_wants_it() -> None:
     timed = probe(INT8, ms=4)
     latencies = ((4_000_000,), (5_000_000, 5_000_000))
-    for mode, fps in (("burst", 222.2), ("sustained", 200.0)):
+    expected: dict[FpsMode, float] = {"burst": 222.2, "sustained": 200.0}
+    for mode, fps in expected.items():
         request = replace(timed.request, fps_mode=mode)
         found = choose(replace(timed, latency_ns=latencies, request=request))
         assert found.candidates[0].fps == pytest.approx(fps, abs=0.1)
