@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from types import TracebackType
 
 from edgekit import registry
@@ -22,7 +21,6 @@ from edgekit.progress import Progress, Quiet
 from edgekit.resolve import spelled
 from edgekit.targets import deploy, golden, runtimes
 from edgekit.targets.abi import Abi, device_abi
-from edgekit.targets.answer import shortened
 from edgekit.targets.base import Transport
 from edgekit.targets.channel import Channel, open_channel
 from edgekit.targets.deploy import PushReport
@@ -30,6 +28,7 @@ from edgekit.targets.facts import parse_facts
 from edgekit.targets.job import Job, list_jobs
 from edgekit.targets.probe import Setting, collect, probe, replay
 from edgekit.targets.profile import Profile, load_profile, misfits, unfit
+from edgekit.targets.status import DeviceStatus, read_status
 from edgekit.types import Activation, Artifact, DeviceFacts, ProbeRequest, ProbeResult, Target
 
 #: A process that takes longer than this, beside its timed loop, hangs.
@@ -38,21 +37,6 @@ TIMEOUT_S = 300.0
 EMULATED_TIMEOUT_S = 1800.0
 #: Longer than the agent takes to call the lock of a vanished owner stale.
 LOCK_WAIT_S = 150.0
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceStatus:
-    """What is active on a device.
-
-    Attributes:
-        activations: one per model.
-        problems: what is wrong with what they and their previous ones need.
-        unused_problems: what is wrong with what is stored there beside that: candidates, runtimes.
-    """
-
-    activations: tuple[Activation, ...]
-    problems: tuple[str, ...]
-    unused_problems: tuple[str, ...]
 
 
 def connect(target: Target, *, progress: Progress | None = None) -> Device:
@@ -345,15 +329,7 @@ class Device:
                 model is named, everything else that is stored.
             model: only this model.
         """
-        answer = self.channel.call("status", verify=verify, model=model, timeout_s=1800)
-        return DeviceStatus(
-            tuple(
-                deploy.read_activation(a, self.target.name)
-                for a in answer.items_of("activations", dict)
-            ),
-            tuple(shortened(problem, 1000) for problem in answer.items_of("problems", str)),
-            tuple(shortened(problem, 1000) for problem in answer.items_of("unused", str)),
-        )
+        return read_status(self.channel, self.target.name, verify=verify, model=model)
 
     def gc(self) -> int:
         """Removes what no activation and no previous one needs; returns the bytes freed."""

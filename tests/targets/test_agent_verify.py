@@ -16,8 +16,9 @@ from edgekit.errors import DeviceError
 from edgekit.progress import Quiet
 from edgekit.targets import deploy
 from edgekit.targets.agent import agent
-from edgekit.targets.device import Device, DeviceStatus, connect
+from edgekit.targets.device import Device, connect
 from edgekit.targets.doctor import check_runtime
+from edgekit.targets.status import DeviceStatus
 from tests.targets.conftest import local_target
 from tests.targets.test_agent_faults import locked
 
