@@ -84,11 +84,11 @@ from edgekit.errors import EdgekitError
 from edgekit.targets import channel, ssh_exchange
 from edgekit.targets.device import connect
 from edgekit.types import ProbeRequest, Target
-ssh_exchange.SILENCE_S, ssh_exchange.STALL_S, ssh_exchange.LEAST_RATE = 3.0, 4.0, 1e6
+ssh_exchange.SILENCE_S, ssh_exchange.STALL_S, ssh_exchange.LEAST_RATE = 6.0, 8.0, 1e6
 from edgekit.targets import job, ssh
 from edgekit.targets.agent.runner_core import peak_rss_bytes
 from edgekit.targets import device as devices
-job.GRACE_S, devices.TIMEOUT_S, ssh.COPY_RETRIES, channel.BOOT_S = 2.0, 1.0, 1, 15.0
+job.GRACE_S, devices.TIMEOUT_S, ssh.COPY_RETRIES, channel.BOOT_S = 2.0, 1.0, 1, 20.0
 
 def talk(target, bundle):
     with connect(Target(**target)) as device:
@@ -145,7 +145,7 @@ def play(
         script.write_text(json.dumps({**_HONEST, **answers}))
         player.write_text(f"#!{sys.executable} -IS\n" + _PLAYER.format(answers=str(script)))
         player.chmod(0o755)
-        target = target_of(server, python=str(player), connect_timeout_s="5", reconnect_s="0.2")
+        target = target_of(server, python=str(player), connect_timeout_s="15", reconnect_s="0.2")
         board = {"name": "board", "transport": "ssh", "address": target.address,
                  "workdir": "/r", "options": target.options}  # fmt: skip
         given = {
