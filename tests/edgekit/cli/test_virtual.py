@@ -57,7 +57,7 @@ def test_the_whole_way_without_a_board(tmp_path: Path, cache: str) -> None:
         for name in ("tiny-executorch-fp32", INT8)
     )
     assert float32 > 5000 and int8 > 5000 and float32 != int8
-    assert edgekit("status", "--target", NAME, "--verify")["activations"]
+    assert edgekit("status", "--target", NAME, "--verify")["active"]
     assert [d["name"] for d in edgekit("virtual", "list")["devices"]] == [NAME]
     assert edgekit("virtual", "stop") == {"stopped": [NAME]}
     gone = execute(project, "deploy", "--target", NAME, XDG_CACHE_HOME=cache)
