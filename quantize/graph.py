@@ -153,6 +153,18 @@ def is_clamp(node: fx.Node) -> bool:
     return True
 
 
+def last_uses(gm: fx.GraphModule) -> dict[fx.Node, list[fx.Node]]:
+    """By node, the arguments of it that no later node takes."""
+    last: dict[fx.Node, fx.Node] = {}
+    for node in gm.graph.nodes:
+        for argument in node.all_input_nodes:
+            last[argument] = node
+    uses: dict[fx.Node, list[fx.Node]] = {}
+    for argument, user in last.items():
+        uses.setdefault(user, []).append(argument)
+    return uses
+
+
 def set_argument(node: fx.Node, index: int, value: Any, defaults: tuple[Any, ...]) -> None:
     """Set a positional argument, filling the ones that were left out with their defaults."""
     args = list(node.args)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from edgekit.quantize import graph
+
 #: What the activations or the outputs of all samples that are worked on at once may take.
 MAX_BYTES = 1 << 30
 
@@ -19,13 +21,7 @@ def live_bytes(gm: fx.GraphModule) -> int:
 
     Values are dropped after their last use; constants do not count.
     """
-    last: dict[fx.Node, fx.Node] = {}
-    for node in gm.graph.nodes:
-        for argument in node.all_input_nodes:
-            last[argument] = node
-    dying: dict[fx.Node, list[fx.Node]] = {}
-    for argument, user in last.items():
-        dying.setdefault(user, []).append(argument)
+    dying = graph.last_uses(gm)
     now = most = 0
     for node in gm.graph.nodes:
         if node.op in ("placeholder", "call_function"):

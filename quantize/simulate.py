@@ -202,7 +202,7 @@ def run_samples(
     """
     placeholders = iter(range(len(samples[0])))
     values: dict[fx.Node, Values] = {}
-    last_use = _last_uses(gm)
+    last_use = graph.last_uses(gm)
     outputs: list[Values] = []
 
     def get(argument: fx.Node) -> Values:
@@ -246,7 +246,7 @@ class PairedRun:
         self._samples, self._grids = samples, grids
         self._float: dict[fx.Node, Values] = {}
         self._quantized: dict[fx.Node, Values] = {}
-        self._last_use = _last_uses(reference)
+        self._last_use = graph.last_uses(reference)
         self._inputs = iter(range(len(samples[0])))
         self._computed: tuple[fx.Node, Values] | None = None
 
@@ -288,17 +288,6 @@ class PairedRun:
         for dead in self._last_use.get(node, ()):
             self._float.pop(dead, None)
             self._quantized.pop(dead, None)
-
-
-def _last_uses(gm: fx.GraphModule) -> dict[fx.Node, list[fx.Node]]:
-    last: dict[fx.Node, fx.Node] = {}
-    for node in gm.graph.nodes:
-        for argument in node.all_input_nodes:
-            last[argument] = node
-    uses: dict[fx.Node, list[fx.Node]] = {}
-    for argument, user in last.items():
-        uses.setdefault(user, []).append(argument)
-    return uses
 
 
 def _load(gm: fx.GraphModule, values: Mapping[fx.Node, Values], i: int) -> Callable[[fx.Node], Any]:
