@@ -77,15 +77,8 @@ class ExportFailed(EdgekitError):
     exit_code = 8
 
 
-class WorkerCrashed(ExportFailed):
-    """A worker process died or was stopped.
-
-    Args:
-        message: what was being done and how it ended.
-        kind: ``"signal"``, ``"timeout"``, ``"memory"``, ``"exception"`` or ``"exit"``.
-        signal_name: e.g. ``"SIGSEGV"``; empty where no signal was involved.
-        log_tail: the last lines that the worker printed.
-    """
+class _ProcessEnded(EdgekitError):
+    """How a process ended that gave no result, with the last lines that it printed."""
 
     def __init__(
         self,
@@ -100,6 +93,17 @@ class WorkerCrashed(ExportFailed):
         self.kind = kind
         self.signal_name = signal_name
         self.log_tail = log_tail
+
+
+class WorkerCrashed(_ProcessEnded, ExportFailed):
+    """A worker process died or was stopped.
+
+    Args:
+        message: what was being done and how it ended.
+        kind: ``"signal"``, ``"timeout"``, ``"memory"``, ``"exception"`` or ``"exit"``.
+        signal_name: e.g. ``"SIGSEGV"``; empty where no signal was involved.
+        log_tail: the last lines that the worker printed.
+    """
 
 
 class NothingEligible(EdgekitError):
@@ -114,7 +118,7 @@ class LinkLost(DeviceError):
     """The connection to the device broke or timed out."""
 
 
-class RunnerFailed(DeviceError):
+class RunnerFailed(_ProcessEnded, DeviceError):
     """A runner ended without a result.
 
     Args:
@@ -125,20 +129,6 @@ class RunnerFailed(DeviceError):
         signal_name: e.g. ``"SIGILL"``; empty where no signal was involved.
         log_tail: the last lines of the runner's stderr.
     """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        kind: str,
-        signal_name: str = "",
-        log_tail: tuple[str, ...] = (),
-        remedy: str = "",
-    ) -> None:
-        super().__init__(message, remedy=remedy)
-        self.kind = kind
-        self.signal_name = signal_name
-        self.log_tail = log_tail
 
 
 class RegressionFound(EdgekitError):

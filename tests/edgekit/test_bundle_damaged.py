@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
 import sys
@@ -15,43 +14,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgekit.bundle import Bundle, write_bundle
+from edgekit.bundle import Bundle
 from edgekit.errors import BundleError
 from edgekit.files import sha256_file
-from tests.fixtures.bundles import bundle_parts
+from tests.fixtures.bundles import ID, read, refused, write
 
-Document = dict[str, Any]
-ID = "small-executorch-fp32"
 quick = settings(
     max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pristine")
-    return write_bundle(folder / "bundle", **bundle_parts(folder / "parts")).path
-
-
-@pytest.fixture
-def victim(pristine: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(pristine, tmp_path / "victim")
-
-
-def read(folder: Path) -> Document:
-    document: Document = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    return document
-
-
-def write(folder: Path, document: object) -> None:
-    (folder / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
-
-
-def refused(folder: Path, **more: Any) -> BundleError:
-    with pytest.raises(BundleError) as e:
-        Bundle.open(folder, **more)
-    assert len(e.value.message) < 1500
-    return e.value
 
 
 class Opened:

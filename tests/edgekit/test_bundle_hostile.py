@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
-import shutil
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -14,40 +12,8 @@ from typing import Any
 
 import pytest
 
-from edgekit.bundle import Bundle, write_bundle
 from edgekit.errors import BundleError
-from tests.fixtures.bundles import bundle_parts
-
-Document = dict[str, Any]
-ID = "small-executorch-fp32"
-
-
-@pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pristine")
-    return write_bundle(folder / "bundle", **bundle_parts(folder / "parts")).path
-
-
-@pytest.fixture
-def victim(pristine: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(pristine, tmp_path / "victim")
-
-
-def read(folder: Path) -> Document:
-    document: Document = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    return document
-
-
-def write(folder: Path, document: object) -> None:
-    (folder / "manifest.json").write_text(json.dumps(document), encoding="utf-8")
-
-
-def refused(folder: Path, **more: Any) -> BundleError:
-    with pytest.raises(BundleError) as e:
-        Bundle.open(folder, **more)
-    assert len(e.value.message) < 1500
-    return e.value
-
+from tests.fixtures.bundles import ID, Document, read, refused, write
 
 # The manifest as a document
 

@@ -9,48 +9,14 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 
 import edgekit
 from edgekit.bundle import Bundle
 from tests.edgekit.cli.conftest import ROOT, Done, environment, execute
+from tests.fixtures.tiny_project import make_project
 
-MODEL = """
-import torch
-from torch import nn
-
-def build():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
-    )
-
-def example_inputs():
-    return (torch.zeros(1, 3, 8, 8),)
-"""
-SETTINGS = """
-schema = 1
-[model]
-name = "tiny"
-source = "model.py:build"
-[data]
-calib = "calib.npz"
-eval = "eval.npz"
-[quantize]
-runtimes = ["onnx", "crasher"]
-[budget]
-max_drop = 0.2
-[probe]
-threads = [1]
-processes = 1
-budget_s = 0.02
-[targets.here]
-transport = "local"
-workdir = "{device}"
-"""
 # A runtime of another package, whose exporter dies as a broken converter does.
 PLUGIN = """
 import os, signal
@@ -69,14 +35,7 @@ def export(*arguments, **keywords):
 
 def prepare(folder: Path) -> Path:
     """A project folder with data, and the plugin beside it."""
-    project = folder / "project"
-    project.mkdir()
-    (project / "model.py").write_text(MODEL)
-    (project / "edgekit.toml").write_text(SETTINGS.format(device=folder / "device"))
-    rng = np.random.default_rng(0)
-    for name in ("calib", "eval"):
-        samples = rng.normal(size=(20, 1, 3, 8, 8)).astype(np.float32)
-        np.savez(project / f"{name}.npz", input=samples)
+    project = make_project(folder, ["onnx", "crasher"])
     info = folder / "plugin" / "crasher-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: crasher\nVersion: 1.0\n")
