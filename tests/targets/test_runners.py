@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import subprocess
@@ -225,3 +226,23 @@ def test_onnx_products_are_exact_on_every_processor(measurer: HostMeasurer, tmp_
     done = _run(measurer, "onnx", arguments.argv())
     assert done.returncode == 0, done.stderr
     assert np.fromfile(tmp_path / "y.raw", np.float32).tolist() == [64.0 * 255 * 127] * 4
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpuinfo", "asked_for"),
+    [
+        ("x86_64", "flags\t\t: fpu sse avx2 avx512f avx512_vnni rdpid", False),
+        ("x86_64", "flags\t\t: fpu sse avx2 avx_vnni", False),
+        ("x86_64", "flags\t\t: fpu sse avx2 avx512f", True),
+        ("AMD64", "", True),
+        ("aarch64", "Features\t: fp asimd crc32", False),
+        ("arm64", "", False),
+    ],
+)
+def test_exact_kernels_are_asked_of_onnx_runtime_only_where_others_saturate(
+    machine: str, cpuinfo: str, asked_for: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take twice the time."""
+    monkeypatch.syspath_prepend(str(AGENT_DIR))
+    run_onnx = importlib.import_module("run_onnx")
+    assert run_onnx.sums_in_16_bits(machine, cpuinfo) is asked_for
