@@ -26,6 +26,7 @@ from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 from edgekit.quantize import graph
 from edgekit.quantize.base import ExportRequest, example_inputs, tool_versions
 from edgekit.quantize.decompositions import load_program
+from edgekit.quantize.fixed_grids import lost_on_fixed_grids
 from edgekit.quantize.float_nodes import dynamic_layers, float_closure
 from edgekit.quantize.inspect_torchscript import input_files
 from edgekit.quantize.prepare import as_module
@@ -99,7 +100,11 @@ def quantize(gm: fx.GraphModule, request: ExportRequest) -> fx.GraphModule:
     """FX static INT8: per-channel weights, activations on the calibrated grids."""
     assert request.ranges is not None
     ranges, kind = load_ranges(request.ranges), request.recipe.ranges
-    float_nodes = {*request.recipe.float_nodes, *_odd_additions(gm, ranges, kind)}
+    float_nodes = {
+        *request.recipe.float_nodes,
+        *lost_on_fixed_grids(gm, ranges),
+        *_odd_additions(gm, ranges, kind),
+    }
     rebuilt = to_modules(gm, float_closure(gm, float_nodes))
     prepared = prepare_fx(rebuilt, _qconfig_mapping(), example_inputs(request.inputs))
     names = _names(gm, rebuilt, prepared)
