@@ -59,13 +59,10 @@ def staged_file(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = _sibling(path, "tmp")
     try:
-        # Not tempfile: its 0600 would stay on the final file.
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        with open(fd, "wb") as f:
-            _try_lock(fd, block=True)
+        with open(_new_locked_file(temporary), "wb") as f:
             yield f
             f.flush()
-            os.fsync(fd)
+            os.fsync(f.fileno())
             os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -134,12 +131,26 @@ def _sibling(path: Path, kind: str) -> Path:
     return path.with_name(f".{path.name}.edgekit-{kind}-{secrets.token_hex(4)}")
 
 
+def _new_locked_file(path: Path) -> int:
+    """Makes a file and holds its lock; makes it again if a cleaner came before the lock did."""
+    while True:
+        # Not tempfile: its 0600 would stay on the final file.
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        _try_lock(fd, block=True)
+        if os.fstat(fd).st_nlink:
+            return fd
+        os.close(fd)
+
+
 @contextlib.contextmanager
 def _new_locked_dir(path: Path) -> Iterator[None]:
     """Makes a folder and holds its lock; makes it again if a cleaner came before the lock did."""
     while True:
         path.mkdir(exist_ok=True)
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue
         try:
             _try_lock(fd, block=True)
             if path.is_dir() and os.path.samestat(os.fstat(fd), path.stat()):

@@ -29,6 +29,7 @@ from edgekit.quantize import graph
 from edgekit.quantize.base import ExportRequest, example_inputs, tool_versions
 from edgekit.quantize.calibrate import extremes_of_sample
 from edgekit.quantize.decompositions import load_program
+from edgekit.quantize.divisors import quotients
 from edgekit.quantize.fixed_grids import lost_on_fixed_grids
 from edgekit.quantize.float_nodes import dynamic_layers, float_closure
 from edgekit.quantize.graph import ATEN
@@ -145,6 +146,8 @@ def _quantize(float_file: Path, gm: fx.GraphModule, request: ExportRequest) -> b
         dynamic_layers(gm, request.recipe.float_nodes)
     quantizing = quantizer.Quantizer(str(float_file), _RECIPES[request.recipe.name]())
     float_nodes = set(request.recipe.float_nodes)
+    if request.recipe.scheme == "static":
+        float_nodes |= quotients(gm)
     if request.recipe.activations == "int8":
         assert request.ranges is not None
         float_nodes |= lost_on_fixed_grids(gm, load_ranges(request.ranges))

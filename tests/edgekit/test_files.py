@@ -200,6 +200,30 @@ def test_a_folder_that_is_being_written_is_not_stale(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_cleaner_never_takes_what_is_just_being_made(tmp_path: Path) -> None:
+    """Between the making of a folder or file and its lock, a cleaner may come: it is made again."""
+    done = threading.Event()
+
+    def clean() -> None:
+        while not done.is_set():
+            remove_stale_staging(tmp_path)
+
+    cleaners = [threading.Thread(target=clean) for _ in range(2)]
+    for cleaner in cleaners:
+        cleaner.start()
+    try:
+        for number in range(300):
+            with staged_dir(tmp_path / "folder") as folder:
+                (folder / "number").write_text(str(number))
+            assert (tmp_path / "folder" / "number").read_text() == str(number)
+            write_atomic(tmp_path / "file", str(number))
+            assert (tmp_path / "file").read_text() == str(number)
+    finally:
+        done.set()
+        for cleaner in cleaners:
+            cleaner.join()
+
+
 def test_an_old_folder_comes_back_only_where_there_is_none(tmp_path: Path) -> None:
     aside = tmp_path / ".final.edgekit-old-00000000"
     aside.mkdir()
