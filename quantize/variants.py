@@ -32,8 +32,6 @@ _DELEGATED = ("moves_as_slices", "decompose_attention", "spell_out_silu")
 #: quantized ReLU6 is wrong where no layer takes it in.
 BY_RUNTIME: dict[str, tuple[Variant, ...]] = {
     "executorch": (
-        # Wins with MobileNetV3-small, loses with -large.
-        _FOLD,
         # The delegate has no SiLU, but sigmoid and product.
         Variant("silu_as_product", rewrites=("spell_out_silu",)),
         # All that the delegate takes only in another form; with SiLU alone it is the one above.
