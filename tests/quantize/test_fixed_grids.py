@@ -16,7 +16,7 @@ from tests.quantize.cases import RUNTIMES, Case, case
 
 
 class Faint(nn.Module):
-    """Scores around 3e-4 that a convolution takes in, and a softmax over 256 positions."""
+    """Scores around 3e-4 that a convolution takes in, and a softmax over 1024 positions."""
 
     def __init__(self) -> None:
         super().__init__()
