@@ -16,7 +16,8 @@ from tests.quantize.cases import RUNTIMES, Case, case
 
 
 class Faint(nn.Module):
-    """Scores around 3e-4 that a convolution takes in, and a softmax over 1024 positions."""
+    """Scores around 3e-4, as an output and taken in by a convolution, and a softmax over 1024
+    positions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,9 +26,10 @@ class Faint(nn.Module):
             assert self.first.bias is not None
             self.first.bias -= 8
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         features = self.first(x)
-        return self.last(torch.sigmoid(features)), torch.softmax(features.flatten(2), -1)
+        shares = torch.softmax(features.flatten(2), -1)
+        return self.last(torch.sigmoid(features)), shares, torch.sigmoid(self.first(-x))
 
 
 @pytest.fixture(scope="module")
