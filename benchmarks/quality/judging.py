@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from benchmarks.quality.making import Made
 from edgekit import quality
 from edgekit.targets.measure import HostMeasurer
 from edgekit.types import OutputQuality, TensorSpec
+
+_WORST = 1e20
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,14 @@ class Truth:
 
 @dataclass(frozen=True)
 class Figures:
-    """``outputs`` names parts where the case has parts; ``accuracy`` needs labels."""
+    """``outputs`` names parts where the case has parts; ``accuracy`` needs labels. ``noise`` is
+    the squared error of each sample in the worst output, relative to that output's sum of squares
+    over all samples: it adds up to the reciprocal of the SQNR."""
 
     outputs: tuple[OutputQuality, ...]
     agreement: float | None
     accuracy: float | None
+    noise: tuple[float, ...]
 
 
 def read_set(path: Path) -> tuple[list[np.ndarray], np.ndarray | None]:
@@ -69,10 +74,13 @@ def compare(case: Case, names: Sequence[str], truth: Truth, given: Sequence[np.n
     accuracy = None
     if case.metric == "top1":
         accuracy = quality.float_metric("top1", given, truth.labels)
+    outputs = quality.output_quality(names, wanted, given)
+    worst = min(range(len(outputs)), key=lambda i: outputs[i].sqnr_db)
     return Figures(
-        outputs=quality.output_quality(names, wanted, given),
+        outputs=outputs,
         agreement=quality.agreement(case.metric, wanted[0], given[0]),
         accuracy=accuracy,
+        noise=tuple(_noise(wanted[worst], given[worst])),
     )
 
 
@@ -80,6 +88,15 @@ def cut(stack: np.ndarray, part: Part) -> np.ndarray:
     """A part of an output of shape (n, 1, rows, ...)."""
     rows: np.ndarray = stack[:, :, part.start : part.stop]
     return rows
+
+
+def _noise(wanted: np.ndarray, given: np.ndarray) -> Iterator[float]:
+    """Of each sample; both (n, ...)."""
+    signal = max(sum(float(np.sum(np.square(one, dtype=np.float64))) for one in wanted), 1e-30)
+    for one, other in zip(wanted, given, strict=True):
+        noise = float(np.sum(np.square(np.subtract(one, other, dtype=np.float64)))) / signal
+        # Infinity and NaN cannot be kept in the record.
+        yield noise if noise < _WORST else _WORST
 
 
 def fed(specs: Sequence[TensorSpec], stacks: Sequence[np.ndarray]) -> list[np.ndarray]:

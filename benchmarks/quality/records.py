@@ -46,8 +46,9 @@ class Entry:
     """One file, or why there is none (``failure``).
 
     ``path`` is relative to the work folder; ``inputs`` are given where the file is fed other types
-    than the model. ``drop`` is ours on the set for decisions. ``outputs``, ``agreement`` and
-    ``accuracy`` are on the report set, against the float PyTorch model. ``latency_ns`` holds the
+    than the model. ``drop`` is ours on the set for decisions. ``outputs``, ``agreement``,
+    ``accuracy`` and ``noise`` (:class:`.judging.Figures`) are on the report set, against the float
+    PyTorch model. ``latency_ns`` holds the
     runs of each process, in the order of the rounds; ``untimed`` says why there are none. ``note``
     says what else a reader must know, such as that the file is over the budget.
     """
@@ -64,6 +65,7 @@ class Entry:
     outputs: tuple[OutputQuality, ...] = ()
     agreement: float | None = None
     accuracy: float | None = None
+    noise: tuple[float, ...] = ()
     latency_ns: tuple[tuple[int, ...], ...] = ()
     note: str = ""
     failure: str = ""

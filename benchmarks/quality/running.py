@@ -109,7 +109,11 @@ class _Run:
         except EdgekitError as error:
             return replace(entry, failure=error.message)
         return replace(
-            entry, outputs=found.outputs, agreement=found.agreement, accuracy=found.accuracy
+            entry,
+            outputs=found.outputs,
+            agreement=found.agreement,
+            accuracy=found.accuracy,
+            noise=found.noise,
         )
 
     def _alone(self, part: Part, whole: Bundle, entries: Sequence[Entry]) -> list[Alone]:

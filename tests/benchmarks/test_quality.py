@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -26,6 +27,8 @@ from edgekit.files import sha256_file
 from edgekit.types import OutputQuality, TensorSpec
 
 MS = 10**6
+SAMPLES = 48
+SIDES: tuple[Side, Side] = ("ours", "stock")
 RUNTIMES = ("executorch", "tflite", "onnx", "torchscript")
 
 
@@ -48,6 +51,7 @@ def entry(
         outputs=(OutputQuality("output", db, 0.1),),
         agreement=top1,
         accuracy=top1,
+        noise=(10 ** (-db / 10) / SAMPLES,) * SAMPLES,
         latency_ns=rounds,
     )
 
@@ -155,6 +159,23 @@ def test_ours_must_not_be_worse_than_stock(db: float, ms: float, kept: tuple[boo
         entry("stock", db=30, ms=1.0),
     )
     assert tuple(found.values()) == kept
+
+
+def test_one_odd_sample_does_not_tell_whether_ours_is_worse_than_stock() -> None:
+    """Both err far more on it than on all others together, ours most; on the others less."""
+    usual = [1e-5 * (1 + 0.01 * i) for i in range(SAMPLES - 1)]
+
+    def worse_than_stock(ours: list[float], stock: list[float]) -> bool:
+        our, their = (
+            replace(entry(side, db=-10 * math.log10(sum(noise))), noise=tuple(noise))
+            for side, noise in zip(SIDES, (ours, stock), strict=True)
+        )
+        (kept,) = held(Bars(stock_sqnr=True), entry("float"), our, their).values()
+        return not kept
+
+    assert not worse_than_stock([*usual, 0.05], [*(2 * one for one in usual), 0.03])
+    # It is the same odd sample, and ours is a little worse on the others, too.
+    assert worse_than_stock([*(1.05 * one for one in usual), 0.05], [*usual, 0.03])
 
 
 def test_latency_is_relative_to_the_runtimes_own_float_file() -> None:
@@ -271,8 +292,22 @@ def test_parts_of_an_output_are_judged_one_by_one() -> None:
     given = np.concatenate([boxes * 1.01, scores * 0], axis=2).astype(np.float32)
     case = replace(TINY, parts=(Part("boxes", 0, 4), Part("scores", 4, None)))
     truth = Truth([], None, (), [wanted])
-    found = judging.compare(case, ["output"], truth, [given]).outputs
-    assert [(one.output, round(one.sqnr_db)) for one in found] == [("boxes", 40), ("scores", 0)]
+    found = judging.compare(case, ["output"], truth, [given])
+    sqnr = [(one.output, round(one.sqnr_db)) for one in found.outputs]
+    assert sqnr == [("boxes", 40), ("scores", 0)]
+    assert found.noise == (0.5, 0.5)
+
+
+def test_the_noise_of_all_samples_is_what_the_sqnr_says() -> None:
+    rng = np.random.default_rng(0)
+    wanted = rng.normal(size=(6, 1, 5)).astype(np.float32)
+    given = wanted + rng.normal(size=wanted.shape).astype(np.float32) * 0.01
+    found = judging.compare(TINY, ["output"], Truth([], None, (), [wanted]), [given])
+    assert len(found.noise) == 6
+    assert -10 * math.log10(sum(found.noise)) == pytest.approx(found.outputs[0].sqnr_db)
+    given[2, 0, 3] = np.nan
+    found = judging.compare(TINY, ["output"], Truth([], None, (), [wanted]), [given])
+    assert max(found.noise) == found.noise[2] and math.isfinite(found.noise[2])
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
