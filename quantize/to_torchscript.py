@@ -71,6 +71,9 @@ def _trace(module: nn.Module, example: tuple[torch.Tensor, ...]) -> torch.jit.Sc
     with torch.no_grad():
         traced = torch.jit.trace(module, example, check_trace=False)
         frozen: torch.jit.ScriptModule = torch.jit.freeze(traced.eval())
+    # Activations of what nobody else reads write where they read: the pages of a new tensor cost
+    # more than a SiLU itself.
+    torch._C._jit_pass_functional_to_inplace_activation(frozen.graph)  # type: ignore[attr-defined]
     return frozen
 
 
