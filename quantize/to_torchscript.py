@@ -32,7 +32,7 @@ from edgekit.quantize.inspect_torchscript import input_files
 from edgekit.quantize.prepare import as_module
 from edgekit.quantize.ranges import Range, load_ranges
 from edgekit.quantize.rebuild import to_modules
-from edgekit.quantize.simulate import activation_grid
+from edgekit.quantize.simulate import Grid, activation_grid
 
 #: The engine of ARM devices; a file made for it also runs on x86 under the same engine.
 ENGINE = "qnnpack"
@@ -124,8 +124,36 @@ def quantize(gm: fx.GraphModule, request: ExportRequest) -> fx.GraphModule:
         else:
             fixed = _fixed_observer(ranges[names[source]], kind)
             setattr(prepared, node.target, fixed)
+    joined = {
+        node.name: activation_grid(*ranges[names[node]].of(kind))
+        for node in prepared.graph.nodes
+        if node.target is torch.cat and names[node] in ranges
+    }
     converted: fx.GraphModule = convert_fx(prepared)
+    _join_on_own_grids(converted, joined)
     return converted
+
+
+def _join_on_own_grids(converted: fx.GraphModule, grids: Mapping[str, Grid]) -> None:
+    """Give concatenations of quantized tensors the grids calibrated for them, by name.
+
+    FX leaves ``torch.cat``, which takes that of its first operand and clips the others to it.
+    """
+    for node in list(converted.graph.nodes):
+        if node.target is not torch.cat or node.name not in grids:
+            continue
+        parts, axis = node.args[0], node.args[1] if len(node.args) > 1 else 0
+        if any(part.target == "dequantize" for part in parts):
+            continue  # in float
+        grid = grids[node.name]
+        with converted.graph.inserting_before(node):
+            # quint8 is int8 moved up by 128: the same grid.
+            joined = converted.graph.call_function(
+                torch.ops.quantized.cat, (parts, axis, grid.scale, grid.zero_point + 128)
+            )
+        node.replace_all_uses_with(joined)
+        converted.graph.erase_node(node)
+    converted.recompile()
 
 
 def _odd_additions(gm: fx.GraphModule, ranges: Mapping[str, Range], kind: str) -> set[str]:
