@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgekit import registry
-from edgekit.errors import EdgekitError, RunnerFailed
+from edgekit.errors import EdgekitError, LinkLost, RunnerFailed
 from edgekit.progress import Progress, Quiet
 from edgekit.targets import deploy
 from edgekit.targets.device import LOCK_WAIT_S, Device
@@ -75,6 +75,9 @@ def check_runtime(device: Device, name: str, *, progress: Progress) -> RuntimeCh
             raise ValueError("it reports no self-test")
     except RunnerFailed as error:
         return RuntimeCheck(name, False, version, error.message, error.remedy, error.signal_name)
+    except LinkLost as error:
+        remedy = error.remedy or "Run doctor again: what was sent stays on the device."
+        return RuntimeCheck(name, False, version, error.message, remedy)
     except EdgekitError as error:
         return RuntimeCheck(name, False, version, error.message, error.remedy)
     except ValueError as error:

@@ -78,7 +78,7 @@ def _draw(console: Console, groups: Mapping[str, Sequence[Check]]) -> None:
         console.print()
     wanted = [(check.name, check.remedy) for checks in groups.values() for check in checks]
     remedies = list(dict.fromkeys(pair for pair in wanted if pair[1]))
-    if not remedies:
+    if all(check.ok for checks in groups.values() for check in checks):
         console.print("Nothing is missing.")
     for name, remedy in remedies:
         console.print(f"{name}: {remedy}", markup=False)

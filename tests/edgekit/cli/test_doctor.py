@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from edgekit import registry
+from edgekit.errors import LinkLost
+from edgekit.targets import deploy
 from tests.edgekit.cli.conftest import Done
 
 Call = Callable[..., Done]
@@ -30,3 +34,23 @@ def test_no_working_runtime_is_4(call: Call, tmp_path: Path, monkeypatch: object
     done = call("doctor")
     assert done.code == 4
     assert "edgekit: " in done.err
+
+
+def test_a_runtime_that_could_not_be_tried_is_not_nothing_missing(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = f'[targets.local]\ntransport = "local"\nworkdir = "{tmp_path}/device"\n'
+    (tmp_path / "edgekit.toml").write_text(settings)
+    push, pushed = deploy.push, []
+
+    def lost_once(*arguments: object, **named: object) -> object:
+        pushed.append(arguments)
+        if len(pushed) == 1:
+            raise LinkLost("board: the connection was lost: it ended in the middle.")
+        return push(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(deploy, "push", lost_once)
+    done = call("doctor")
+    assert done.code == 0 and len(pushed) > 1
+    assert "it ended in the middle" in done.out
+    assert "Run doctor again" in done.out and "Nothing is missing" not in done.out
