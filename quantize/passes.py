@@ -25,6 +25,12 @@ _WORDED = {
     ATEN.conv1d.padding: ATEN.conv1d.default,
     ATEN.conv2d.padding: ATEN.conv2d.default,
 }
+#: Operators that pad by themselves: the index of their padding, its axes, and all defaults.
+_PADDED: dict[Any, tuple[int, int, tuple[Any, ...]]] = {
+    ATEN.conv2d.default: (_PADDING, 2, _LAYER_DEFAULTS),
+    ATEN.avg_pool2d.default: (3, 2, (None, None, [], 0, False, True, None)),
+    ATEN.avg_pool3d.default: (3, 3, (None, None, [], 0, False, True, None)),
+}
 _COPIES = (
     ATEN.clone.default,
     ATEN.alias.default,
@@ -143,19 +149,17 @@ def fold_batch_norm(gm: fx.GraphModule) -> int:
 
 
 def fold_padding(gm: fx.GraphModule) -> int:
-    """A symmetric zero pad before convolutions becomes their own padding."""
+    """A symmetric zero pad before convolutions or average pooling becomes their own padding."""
     folded = 0
     for node in list(gm.graph.nodes):
-        if node.target != ATEN.pad.default or not _is_symmetric_zero_pad(node):
-            continue
         users = list(node.users)
-        if not all(user.target == ATEN.conv2d.default and user.args[0] is node for user in users):
+        if node.target != ATEN.pad.default or not all(
+            user.args[0] is node and _own_padding(user, node) for user in users
+        ):
             continue
-        left, _, top, _ = node.args[1]
         for user in users:
-            padding = _per_axis(user, _PADDING, 0, 2)
-            padding = [padding[0] + top, padding[1] + left]
-            graph.set_argument(user, _PADDING, padding, _LAYER_DEFAULTS)
+            index, _, defaults = _PADDED[user.target]
+            graph.set_argument(user, index, _own_padding(user, node), defaults)
             user.replace_input_with(node, node.args[0])
         folded += 1
     return folded
@@ -222,14 +226,28 @@ def _keeps_dtype(node: fx.Node) -> bool:
     return bool(before.dtype == after.dtype and before.device == after.device)
 
 
-def _is_symmetric_zero_pad(node: fx.Node) -> bool:
-    amounts: Any = node.args[1]
-    mode = node.args[2] if len(node.args) > 2 else "constant"
-    value = node.args[3] if len(node.args) > 3 else None
-    if mode != "constant" or value not in (None, 0, 0.0) or len(amounts) != 4:
-        return False
-    left, right, top, bottom = amounts
-    return bool(left == right and top == bottom and min(amounts) >= 0)
+def _own_padding(user: fx.Node, pad: fx.Node) -> list[int] | None:
+    """The padding with which an operator does without the pad before it; None if there is none."""
+    if user.target not in _PADDED:
+        return None
+    index, axes, defaults = _PADDED[user.target]
+    amounts: Any = pad.args[1]
+    rest: Any = (*pad.args[2:], *("constant", None)[len(pad.args) - 2 :])
+    mode, value = rest
+    # The last axis comes first; axes that are not there are not padded.
+    amounts = [*amounts, *[0] * (2 * axes - len(amounts))]
+    if mode != "constant" or value not in (None, 0, 0.0) or len(amounts) != 2 * axes:
+        return None
+    if amounts[::2] != amounts[1::2] or min(amounts) < 0:
+        return None
+    own = _per_axis(user, index, 0, axes)
+    total = [one + other for one, other in zip(own, amounts[::-2], strict=True)]
+    if user.target == ATEN.conv2d.default:
+        return total
+    ceil_mode, counts_padding, divisor = (*user.args, *defaults[len(user.args) :])[4:]
+    kernel = _per_axis(user, 1, 0, axes)
+    within = all(2 * pads <= length for pads, length in zip(total, kernel, strict=True))
+    return total if within and counts_padding and not ceil_mode and divisor is None else None
 
 
 #: In the order in which they are applied; a shared weight is only copied once it is final.

@@ -33,7 +33,7 @@ DECOMPOSITIONS: dict[str, tuple[str, ...]] = {
     "adaptive_max_pool": ("executorch", "onnx", "tflite"),
     "attention_rank": ("onnx",),
     "output_padding": ("tflite",),
-    "planar_average": ("executorch",),
+    "planar_average": ("executorch", "tflite"),
 }
 
 

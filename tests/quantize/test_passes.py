@@ -42,3 +42,43 @@ def test_other_copies_go() -> None:
     assert "remove_no_ops" in passes
     targets = [n.target for n in as_module(program).graph.nodes if n.op == "call_function"]
     assert targets == [ATEN.relu.default, ATEN.add.Tensor]
+
+
+class Pooled(nn.Module):
+    """A padded input, averaged."""
+
+    def __init__(self, pads: tuple[int, ...], value: float = 0.0, **pooling: object) -> None:
+        super().__init__()
+        self.pads, self.value, self.pooling = pads, value, pooling
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        padded = nn.functional.pad(x, self.pads, value=self.value)
+        found: torch.Tensor = nn.functional.avg_pool2d(padded, 3, **self.pooling)  # type: ignore[arg-type]
+        return found
+
+
+@pytest.mark.parametrize(
+    ("module", "folds"),
+    [
+        (Pooled((1, 1, 1, 1)), True),
+        (Pooled((1, 1), stride=1), True),
+        (Pooled((1, 1, 0, 0), padding=(1, 0)), True),
+        (Pooled((1, 1, 1, 1), padding=1), False),
+        (Pooled((2, 2, 2, 2)), False),
+        (Pooled((0, 1, 0, 1)), False),
+        (Pooled((1, 1, 1, 1), 0.5), False),
+        (Pooled((1, 1, 1, 1), count_include_pad=False), False),
+        (Pooled((1, 1, 1, 1), ceil_mode=True), False),
+        (Pooled((1, 1, 1, 1), divisor_override=2), False),
+        (Pooled((1, 1, 1, 1, 1, 1)), False),
+    ],
+)
+def test_a_pad_becomes_the_average_poolings_own_where_that_is_the_same(
+    module: Pooled, folds: bool
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 4, 8, 8)
+    program, passes = prepare(export_program(module, (x,)), (x,))
+    assert ("fold_padding" in passes) is folds
+    (found,) = run(program, (x,))
+    assert quality.sqnr_db(module(x).numpy(), found.numpy()) > 100
