@@ -78,12 +78,14 @@ class KeyRing:
         """Named keys first, then the agent's others; what needs a passphrase comes last."""
         from paramiko import PasswordRequiredException
 
-        held = {bytes(key.asbytes()): key for key in self._agent_keys(hop, notes)}
+        held = {bytes(key.blob): key for key in self._agent_keys(hop, notes)}
         locked: list[Path] = []
         for path in hop.identities:
             public = _public_blob(path)
             if public is not None and public in held:
-                yield f"{path} (agent)", held.pop(public)
+                key = held.pop(public)
+                yield from _certified(path, type(key)(key.agent, key.blob, key.comment), notes)
+                yield f"{path} (agent)", key
             elif path in self._unlocked:
                 yield from self._unlocked[path]
             elif not path.is_file():
@@ -120,7 +122,7 @@ class KeyRing:
             except (paramiko.SSHException, ValueError, IndexError):
                 continue
             # As OpenSSH does: a server may not know the certificate's authority, but the key.
-            self._unlocked[path] = (*_certified(path, key, notes), (str(path), key))
+            self._unlocked[path] = (*_certified(path, copy.copy(key), notes), (str(path), key))
             return self._unlocked[path]
         notes.append(f"{path} is no private key of a known kind")
         return ()
@@ -157,23 +159,32 @@ class KeyRing:
                 notes.append(f"the agent at {hop.agent} does not answer ({error})")
                 return ()
             self._agents[hop.agent] = agent
-        return tuple(self._agents[hop.agent].get_keys())
+        return tuple(map(_as_offered, self._agents[hop.agent].get_keys()))
+
+
+def _as_offered(key: Any) -> Any:
+    """An agent's key; a certificate as one, of which paramiko would offer the plain half."""
+    from paramiko.pkey import PublicBlob
+
+    if "-cert-" in key.get_name():
+        key.public_blob = PublicBlob(key.get_name(), key.blob)
+    return key
 
 
 def _certified(path: Path, key: paramiko.PKey, notes: list[str]) -> tuple[Offer, ...]:
-    """A key with the certificate beside its file; nothing where there is none."""
+    """A copy of a key with the certificate beside its file; nothing where there is none. paramiko
+    offers nothing but the certificate of a key that has one."""
     file = path.with_name(path.name + "-cert.pub")
     if not file.is_file():
         return ()
-    certified = copy.copy(key)  # paramiko offers nothing but the certificate of a key that has one
     try:
-        certified.load_certificate(str(file))
+        key.load_certificate(str(file))
     except OSError as error:
         notes.append(f"{file} cannot be read: {error.strerror}")
     except ValueError:
         notes.append(f"{file} is no certificate of {path}")
     else:
-        return ((str(file), certified),)
+        return ((str(file), key),)
     return ()
 
 

@@ -177,6 +177,30 @@ def test_the_agent(server: Server, home: Path, agent: Path) -> None:
         works(target_of(server, identity=""))
 
 
+@pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
+def test_a_certificate_of_a_key_that_the_agent_holds(
+    server: Server, member: Server, authority: Path, home: Path, agent: Path, kind: str
+) -> None:
+    (home / ".ssh" / "known_hosts").write_text(server.known_hosts_line + member.known_hosts_line)
+    key = sshd.make_key(home / "key", kind=kind)
+    subprocess.run(["ssh-add", "-q", key], check=True)
+    with pytest.raises(DeviceError, match="it refused"):
+        works(target_of(member, identity=str(key)))
+    certify(authority, key, server.user)
+    held = home / "key.kept"
+    key.rename(held)
+    assert works(target_of(member, identity=str(key))), "the file beside, and the agent's key"
+    server.accept(key.with_suffix(".pub"))
+    assert works(target_of(server, identity=str(key)))
+    held.rename(key)
+    # Now the agent holds both, as it does wherever the certificate was there first.
+    subprocess.run(["ssh-add", "-q", key], check=True)
+    for file in home.glob("key*"):
+        file.unlink()
+    assert works(target_of(member, identity=""))
+    assert works(target_of(server, identity=""))
+
+
 def test_a_dead_agent_is_no_obstacle(
     server: Server, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
