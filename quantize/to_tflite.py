@@ -33,6 +33,7 @@ from edgekit.quantize.divisors import quotients
 from edgekit.quantize.fixed_grids import lost_on_fixed_grids
 from edgekit.quantize.float_nodes import dynamic_layers, float_closure
 from edgekit.quantize.graph import ATEN
+from edgekit.quantize.large_weights import large_weights
 from edgekit.quantize.prepare import as_module, flatten
 from edgekit.quantize.ranges import Range, load_ranges
 from edgekit.quantize.tflite_graph import NODE_CLASS, NODE_NAME, operators_of
@@ -153,9 +154,10 @@ def _quantize(float_file: Path, gm: fx.GraphModule, request: ExportRequest) -> b
         float_nodes |= lost_on_fixed_grids(gm, load_ranges(request.ranges))
     _leave_float(quantizing, float_file, gm, float_closure(gm, float_nodes))
     calibration = _calibration(quantizing, float_file, gm, request)
-    result = quantizing.quantize(
-        calibration, enable_progress_bar=False, enable_progress_report=False
-    )
+    with large_weights():
+        result = quantizing.quantize(
+            calibration, enable_progress_bar=False, enable_progress_report=False
+        )
     return bytes(result.quantized_model)
 
 
