@@ -172,8 +172,8 @@ def _as_offered(key: Any) -> Any:
 
 
 def _certified(path: Path, key: paramiko.PKey, notes: list[str]) -> tuple[Offer, ...]:
-    """A copy of a key with the certificate beside its file; nothing where there is none. paramiko
-    offers nothing but the certificate of a key that has one."""
+    """``key``, with the certificate beside its file; nothing where there is none. paramiko offers
+    nothing but the certificate of a key that has one, so this must be another object of it."""
     file = path.with_name(path.name + "-cert.pub")
     if not file.is_file():
         return ()
