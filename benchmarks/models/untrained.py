@@ -94,6 +94,10 @@ def network(name: str) -> nn.Module:
     for key, parameter in model.named_parameters():
         if key.endswith("layer_scale"):
             nn.init.constant_(parameter, _LAYER_SCALE)
+    for module in model.modules():
+        # The vision transformer's head: whatever comes before it, nothing would be left.
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
     return model.eval()
 
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import coverage
 from benchmarks.common import finish
 from benchmarks.coverage import Result
+from benchmarks.models import untrained
 from edgekit import registry
 
 
@@ -118,3 +120,11 @@ def test_at_least_20_architectures_of_torchvision() -> None:
     assert len(coverage.ARCHITECTURES) >= 20
     assert set(coverage.ARCHITECTURES) <= set(list_models())
     assert set(coverage.ARCHITECTURES) >= coverage.TRANSFORMERS
+
+
+def test_no_networks_outputs_are_all_alike() -> None:
+    """As torchvision makes it, the vision transformer gives zeros, which INT8 keeps to 200 dB."""
+    images = torch.from_numpy(coverage.noise(2, 224, 5)[:, 0])
+    with torch.inference_mode():
+        one, other = untrained.network("vit_b_32")(images)
+    assert float((one - other).abs().max()) > 0.1
