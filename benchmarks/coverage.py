@@ -72,8 +72,8 @@ MIN_FLOAT_DB = 90.0
 #: Squared error of INT8 outputs, relative to their variance: a constant output loses all of it.
 MAX_DROP = 0.25
 #: Each batch norm's bias, in standard deviations of what it gives. With none, random layers with
-#: batch norm and ReLU move inputs that are alike away from each other, layer by layer: Inception v3
-#: makes 7 dB of an input's 40, and 90 of float32's rounding. Trained networks do not.
+#: batch norm and ReLU move inputs that are alike away from each other, layer by layer, until deep
+#: networks make an error of the outputs' size of any rounding. Trained networks do not.
 _OPEN = 1.0
 #: To settle batch norms and to calibrate; to judge.
 CALIBRATED, JUDGED = 16, 4

@@ -14,6 +14,7 @@ from edgekit import quality
 from edgekit.targets.measure import HostMeasurer
 from edgekit.types import OutputQuality, TensorSpec
 
+#: What stands for an error that is infinite or no number.
 _WORST = 1e20
 
 
@@ -95,7 +96,6 @@ def _noise(wanted: np.ndarray, given: np.ndarray) -> Iterator[float]:
     signal = max(sum(float(np.sum(np.square(one, dtype=np.float64))) for one in wanted), 1e-30)
     for one, other in zip(wanted, given, strict=True):
         noise = float(np.sum(np.square(np.subtract(one, other, dtype=np.float64)))) / signal
-        # Infinity and NaN cannot be kept in the record.
         yield noise if noise < _WORST else _WORST
 
 
