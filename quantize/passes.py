@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from edgekit.quantize import graph
+from edgekit.quantize.constants import fold_constants
 from edgekit.quantize.graph import ATEN
 
 Pass = Callable[[fx.GraphModule], int]
@@ -253,6 +254,7 @@ def _own_padding(user: fx.Node, pad: fx.Node) -> list[int] | None:
 #: In the order in which they are applied; a shared weight is only copied once it is final.
 PASSES: tuple[Pass, ...] = (
     remove_no_ops,
+    fold_constants,
     number_paddings,
     spell_out_alpha,
     fold_batch_norm,

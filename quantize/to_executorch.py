@@ -20,10 +20,12 @@ from edgekit.quantize.base import ExportRequest, example_inputs, tool_versions
 from edgekit.quantize.decompositions import load_program
 from edgekit.quantize.executorch_quantizer import PADS, CalibratedQuantizer, DynamicQuantizer
 from edgekit.quantize.float_nodes import dynamic_layers, float_closure
+from edgekit.quantize.graph import ATEN
 from edgekit.quantize.prepare import as_module
 from edgekit.quantize.ranges import load_ranges
 
 _QUANTIZE = torch.ops.quantized_decomposed.quantize_per_tensor.default
+_BATCH_NORM = ATEN._native_batch_norm_legit_no_training.default
 _DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_tensor.default
 
 
@@ -65,6 +67,7 @@ def quantize(gm: fx.GraphModule, request: ExportRequest) -> fx.GraphModule:
         assert request.ranges is not None
         kept = float_closure(gm, recipe.float_nodes)
         quantizer = CalibratedQuantizer(load_ranges(request.ranges), recipe.ranges, kept)
+    apart = _set_batch_norms_apart(gm)
     prepared = prepare_pt2e(gm, quantizer)
     if isinstance(quantizer, CalibratedQuantizer) and quantizer.observes:
         # What a decomposition put in has no range yet.
@@ -74,8 +77,32 @@ def quantize(gm: fx.GraphModule, request: ExportRequest) -> fx.GraphModule:
         for inputs in seen:
             prepared(*inputs)
     converted: fx.GraphModule = convert_pt2e(prepared)
+    for node in converted.graph.nodes:
+        if node.name in apart:
+            node.replace_all_uses_with(node.args[0])
+    converted.graph.eliminate_dead_code()
     _unwrap_pads(converted)
     return converted
+
+
+def _set_batch_norms_apart(gm: fx.GraphModule) -> set[str]:
+    """Put a no-op between a layer with several users and the batch norm that is one of them.
+
+    PT2E folds batch norm into the layer without a look at who else takes in its result, and would
+    give them the normalised values, too. Returns the names of the no-ops.
+    """
+    apart = set()
+    for node in list(gm.graph.nodes):
+        if node.target != _BATCH_NORM or len(node.args[0].users) == 1:
+            continue
+        layer = node.args[0]
+        with gm.graph.inserting_before(node):
+            no_op = gm.graph.call_function(ATEN.alias.default, (layer,))
+        no_op.meta["val"] = layer.meta["val"]
+        node.replace_input_with(layer, no_op)
+        apart.add(no_op.name)
+    gm.recompile()
+    return apart
 
 
 def _samples(request: ExportRequest) -> Iterator[tuple[torch.Tensor, ...]]:
