@@ -145,18 +145,23 @@ class CalibratedQuantizer(XNNPACKQuantizer):  # type: ignore[misc]
                 continue
             whole = node if node.target == ATEN.cat.default else None
             for source, spec in annotation.input_qspec_map.items():
-                annotation.input_qspec_map[source] = self._fixed(whole or source, spec)
+                annotation.input_qspec_map[source] = self._fixed(model, whole or source, spec)
             annotation.output_qspec = self._fixed(
-                _only_part_of(node) or node, annotation.output_qspec
+                model, _only_part_of(node) or node, annotation.output_qspec
             )
 
-    def _fixed(self, node: fx.Node, spec: Any) -> Any:
+    def _fixed(self, model: fx.GraphModule, node: fx.Node, spec: Any) -> Any:
         if spec is not self._activation:
             return spec
-        if node.name not in self._ranges:
+        constant = graph.constant(model, node)
+        if constant is not None and constant.numel():
+            low, high = min(0.0, float(constant.min())), max(0.0, float(constant.max()))
+        elif node.name in self._ranges:
+            low, high = self._ranges[node.name].of(self._kind)
+        else:
             self.observes = True
             return spec
-        grid = activation_grid(*self._ranges[node.name].of(self._kind))
+        grid = activation_grid(low, high)
         return FixedQParamsQuantizationSpec(
             dtype=torch.int8,
             scale=grid.scale,

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from edgekit.quantize.base import ExportRequest, export
 from edgekit.quantize.constants import fold_constants
 from edgekit.quantize.graph import ATEN
 from edgekit.quantize.inspect import inspect_file
 from edgekit.quantize.prepare import as_module, export_program, run
+from edgekit.quantize.recipes import RECIPES
 from tests.quantize.cases import RUNTIMES, Case, case
 
 
@@ -62,6 +64,36 @@ def test_computed_weights_are_int8(computed: Case, runtime: str, tmp_path: Path)
     assert inspect_file(artifact).int8_mac_share == pytest.approx(1)
     (found,) = computed.sqnr_db(artifact, runtime)
     assert found > 27
+
+
+class Scaled(nn.Module):
+    """A learned constant, and a number that ExecuTorch makes a tensor of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift, self.conv = nn.Parameter(torch.randn(8, 1, 1)), nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        return (x * nn.functional.relu6(x + 3) / 6 + self.shift).mean((2, 3))
+
+
+def test_executorch_gives_constants_a_grid_without_another_calibration(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    scaled = case(Scaled().eval(), tmp_path, ["x"])
+    out = tmp_path / "model.pte"
+    export(
+        ExportRequest(
+            runtime="executorch",
+            recipe=RECIPES["static_wi8_ai8"],
+            program=tmp_path / "program.pt2",
+            inputs=scaled.input_specs,
+            out=out,
+            ranges=tmp_path / "ranges.json",
+        )
+    )
+    (found,) = scaled.sqnr_db(out, "executorch")
+    assert found > 35
 
 
 class Kept(nn.Module):
