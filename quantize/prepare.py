@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from edgekit.errors import SourceError
+from edgekit.quantize.graph import ATEN
 from edgekit.quantize.passes import PASSES
 
 #: Floats of these widths are cast where a model is held in them, and refused inside of one.
@@ -72,8 +73,13 @@ def export_program(
 def prepare(
     exported: torch.export.ExportedProgram, example_inputs: tuple[torch.Tensor, ...]
 ) -> tuple[torch.export.ExportedProgram, tuple[str, ...]]:
-    """Clean the program up; returns it with the names of the passes that changed something."""
+    """Clean the program up; returns it with the names of the passes that changed something.
+
+    Raises:
+        SourceError: the model keeps state between its runs.
+    """
     gm = as_module(exported)
+    _forget_state(gm)
     applied = []
     for graph_pass in PASSES:
         if graph_pass(gm):
@@ -130,6 +136,23 @@ def run(
 def flatten(outputs: Any) -> tuple[torch.Tensor, ...]:
     leaves, _ = torch.utils._pytree.tree_flatten(outputs)
     return tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
+
+
+def _forget_state(gm: fx.GraphModule) -> None:
+    """Nothing is written to buffers any more; a model that reads what it wrote is refused."""
+    written = []
+    for node in list(gm.graph.nodes):
+        if node.target == ATEN.copy_.default and node.args[0].op == "get_attr":
+            written.append(node.args[0])
+            gm.graph.erase_node(node)
+    gm.graph.eliminate_dead_code()
+    for buffer in written:
+        if buffer.users:
+            raise SourceError(
+                f"The model keeps state between its runs: forward() reads the buffer "
+                f"{buffer.target!r} and writes to it.",
+                remedy="Make the state an input and an output of the model.",
+            )
 
 
 def _refuse_unsupported(exported: torch.export.ExportedProgram) -> None:

@@ -177,6 +177,31 @@ def test_control_flow_is_refused_by_the_name_of_its_node() -> None:
         export_program(Branches(), (normal(1, 3),))
 
 
+class Counts(nn.Module):
+    """Counts its runs."""
+
+    runs: torch.Tensor
+
+    def __init__(self, *, reads: bool) -> None:
+        super().__init__()
+        self.reads = reads
+        self.register_buffer("runs", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.runs += 1
+        return torch.relu(x) * self.runs if self.reads else torch.relu(x)
+
+
+def test_state_that_is_read_is_refused_by_its_name() -> None:
+    with pytest.raises(SourceError, match="buffer 'runs'"):
+        prepared(Counts(reads=True), normal(2, 3))
+
+
+def test_state_that_is_never_read_is_forgotten() -> None:
+    gm, _ = prepared(Counts(reads=False), normal(2, 3))
+    assert targets(gm) == [ATEN.relu.default]
+
+
 class Modes(nn.Module):
     def __init__(self) -> None:
         super().__init__()
