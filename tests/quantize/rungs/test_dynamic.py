@@ -82,8 +82,8 @@ def test_a_layer_that_hurts_stays_float(given: Case, tmp_path: Path) -> None:
     assert set(done.recipe.float_nodes) <= linears
 
 
-def test_layers_of_constants_and_with_computed_biases_climb_too(tmp_path: Path) -> None:
-    """As Swin v2 has them: positions from a table, and a bias of which a part is no parameter."""
+def test_networks_that_compute_with_constants_climb_too(tmp_path: Path) -> None:
+    """As Swin v2 does: positions from a table, and a bias of which a part is no parameter."""
     odd = case(build(Computed), tmp_path, ["x"])
     done = repaired(odd, tmp_path / "made", RepairSettings(RECIPE, CHEAP, max_drop=0.0))
     foot = done.ladder[0]
