@@ -293,4 +293,6 @@ def _shown(cell: Cell) -> str:
 
 
 if __name__ == "__main__":
+    # What it started is in a session of its own, and ends with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())
