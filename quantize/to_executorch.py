@@ -82,6 +82,7 @@ def quantize(gm: fx.GraphModule, request: ExportRequest) -> fx.GraphModule:
             node.replace_all_uses_with(node.args[0])
     converted.graph.eliminate_dead_code()
     _unwrap_pads(converted)
+    _dequantize_apart(converted)
     return converted
 
 
@@ -130,4 +131,19 @@ def _unwrap_pads(gm: fx.GraphModule) -> None:
                 dequantized.replace_all_uses_with(pad)
                 gm.graph.erase_node(dequantized)
             gm.graph.erase_node(quantized)
+    gm.recompile()
+
+
+def _dequantize_apart(gm: fx.GraphModule) -> None:
+    """Give each user a dequantize node of its own.
+
+    Where two share one, and XNNPACK takes in int8 for one of them only, the delegate hands the
+    other kind of value to both, and the file does not load.
+    """
+    for node in list(gm.graph.nodes):
+        if node.target != _DEQUANTIZE:
+            continue
+        for user in list(node.users)[1:]:
+            with gm.graph.inserting_before(user):
+                user.replace_input_with(node, gm.graph.node_copy(node))
     gm.recompile()
