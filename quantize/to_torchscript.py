@@ -48,6 +48,8 @@ _WEIGHT = PerChannelMinMaxObserver.with_args(
     quant_max=127,
     eps=2**-23,
 )
+#: Activations that always give a tensor of their own.
+_NEVER_IN_PLACE = ("aten::prelu", "aten::glu", "aten::hardshrink")
 
 
 def export(request: ExportRequest) -> Mapping[str, str]:
@@ -72,8 +74,9 @@ def _trace(module: nn.Module, example: tuple[torch.Tensor, ...]) -> torch.jit.Sc
         traced = torch.jit.trace(module, example, check_trace=False)
         frozen: torch.jit.ScriptModule = torch.jit.freeze(traced.eval())
     # Activations of what nobody else reads write where they read: the pages of a new tensor cost
-    # more than a SiLU itself.
-    torch._C._jit_pass_functional_to_inplace_activation(frozen.graph)  # type: ignore[attr-defined]
+    # more than a SiLU itself. PyTorch's pass breaks on the ones that cannot.
+    if not any(node.kind() in _NEVER_IN_PLACE for node in frozen.graph.nodes()):
+        torch._C._jit_pass_functional_to_inplace_activation(frozen.graph)  # type: ignore[attr-defined]
     return frozen
 
 

@@ -50,3 +50,14 @@ def test_what_is_read_twice_is_not_written_over(
     found = Counter(node.kind() for node in graph.nodes())
     # FX's own dequantize gives each reader a value of its own.
     assert found["aten::silu_"] >= 2 and (recipe != "fp32" or found["aten::silu"] >= 2)
+
+
+@pytest.mark.parametrize("activation", [nn.PReLU(8), nn.GLU(1), nn.Hardshrink()])
+def test_activations_that_cannot_write_where_they_read_convert(
+    activation: nn.Module, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU(), nn.Conv2d(8, 8, 1), activation)
+    given = case(module.eval(), tmp_path, ["x"])
+    (found,) = given.sqnr_db(given.export("torchscript", "fp32", tmp_path / "made"), "torchscript")
+    assert found > 120
