@@ -39,6 +39,14 @@ _COPIES = (
     ATEN.dropout.default,
 )
 _CASTS = (ATEN._to_copy.default, ATEN.type_as.default)
+_BROADCASTING = (
+    ATEN.add.Tensor,
+    ATEN.sub.Tensor,
+    ATEN.mul.Tensor,
+    ATEN.div.Tensor,
+    ATEN.maximum.default,
+    ATEN.minimum.default,
+)
 _SCALED = (
     ATEN.add.Tensor,
     ATEN.add.Scalar,
@@ -61,6 +69,29 @@ def remove_no_ops(gm: fx.GraphModule) -> int:
             continue
         removed += 1
     return removed
+
+
+def drop_expansions(gm: fx.GraphModule) -> int:
+    """A tensor is not repeated for operators that broadcast it anyway.
+
+    Where it turns the layout, LiteRT's converter breaks on some that are (by ``normalize``).
+    """
+    dropped = 0
+    for node in list(gm.graph.nodes):
+        if node.target != ATEN.expand.default:
+            continue
+        source = node.args[0]
+        for user in list(node.users):
+            if user.target not in _BROADCASTING:
+                continue
+            shapes = [
+                (source if operand is node else operand).meta["val"].shape
+                for operand in user.all_input_nodes
+            ]
+            if torch.broadcast_shapes(*shapes) == user.meta["val"].shape:
+                user.replace_input_with(node, source)
+                dropped += 1
+    return dropped
 
 
 def number_paddings(gm: fx.GraphModule) -> int:
@@ -255,6 +286,7 @@ def _own_padding(user: fx.Node, pad: fx.Node) -> list[int] | None:
 PASSES: tuple[Pass, ...] = (
     remove_no_ops,
     fold_constants,
+    drop_expansions,
     number_paddings,
     spell_out_alpha,
     fold_batch_norm,

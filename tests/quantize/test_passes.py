@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from torch import nn
 from edgekit import quality
 from edgekit.quantize.graph import ATEN
 from edgekit.quantize.prepare import as_module, export_program, prepare, run
+from tests.quantize.cases import RUNTIMES, case
 
 
 class Attention(nn.Module):
@@ -82,3 +85,41 @@ def test_a_pad_becomes_the_average_poolings_own_where_that_is_the_same(
     assert ("fold_padding" in passes) is folds
     (found,) = run(program, (x,))
     assert quality.sqnr_db(module(x).numpy(), found.numpy()) > 100
+
+
+class Normalised(nn.Module):
+    """Features of length one, which convolutions read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.last(nn.functional.normalize(self.first(x), dim=1))
+        return found
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_lengths_are_not_repeated_and_convert(runtime: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    normalised = case(Normalised().eval(), tmp_path, ["x"])
+    targets = [node.target for node in normalised.gm.graph.nodes]
+    assert ATEN.div.Tensor in targets and ATEN.expand.default not in targets
+    artifact = normalised.export(runtime, "static_wi8_ai8", tmp_path / "made")
+    (found,) = normalised.sqnr_db(artifact, runtime)
+    assert found > 30
+
+
+class Widened(nn.Module):
+    """An expansion that decides on the shape of what is computed of it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, :1].expand(2, 5, 4) * x[:, 1:2] + x[:, 2:3].expand(2, 5, 4)
+
+
+def test_expansions_that_make_the_shape_stay() -> None:
+    x = torch.randn(2, 3, 4)
+    module = Widened()
+    program, _ = prepare(export_program(module, (x,)), (x,))
+    (found,) = run(program, (x,))
+    torch.testing.assert_close(found, module(x))
