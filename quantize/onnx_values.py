@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Mapping
 
 import onnx
 import torch
 from torch import fx
 
+from edgekit.quantize.origins import scope_of
 from edgekit.quantize.prepare import as_module
 from edgekit.quantize.ranges import Range
 
 _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity")
+
+
+def name_after_nodes(graph: onnx.GraphProto, program: torch.export.ExportedProgram) -> None:
+    """Call the ONNX value of each node of the program as the node; it was marked before its export.
+
+    The exporter does so itself, but takes some operators apart first: what pooling becomes is
+    called ``mean``, and the program's own ``mean`` then ``mean_1``.
+    """
+    marks = {node.name: node for node in _computed(as_module(program).graph)}
+    nodes = dict(zip(marks, _named(program), strict=True))
+    last: dict[str, onnx.NodeProto] = {}
+    for node in graph.node:
+        properties = {entry.key: entry.value for entry in node.metadata_props}
+        mark = scope_of(properties.get("pkg.torch.onnx.name_scopes", ""))
+        if mark is not None:
+            last[mark] = node
+    names: dict[str, str] = {}
+    for mark, made in last.items():
+        if mark not in nodes:
+            continue
+        if len(made.output) == 1:
+            names[made.output[0]] = nodes[mark].name
+            continue
+        for part in marks[mark].users:
+            if part.target is operator.getitem and part.name in nodes:
+                names[made.output[int(str(part.args[1]))]] = nodes[part.name].name
+    taken = set(names.values())
+    for value in [name for node in graph.node for name in node.output]:
+        if value in taken and value not in names:
+            names[value] = f"{value}_part"
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for info in (*graph.value_info, *graph.output):
+        info.name = names.get(info.name, info.name)
 
 
 def values_by_node(
@@ -24,11 +61,7 @@ def values_by_node(
     Inputs and outputs go by position, whatever they are called.
     """
     nodes = _computed(as_module(program).graph)
-    inputs = set(program.graph_signature.user_inputs)
-    nodes_of_program = [
-        node for node in _computed(program.graph) if node.op != "placeholder" or node.name in inputs
-    ]
-    names = {value.name: node.name for value, node in zip(nodes_of_program, nodes, strict=True)}
+    names = {value.name: node.name for value, node in zip(_named(program), nodes, strict=True)}
     values = {name for node in graph.node for name in node.output}
     found = {node: [value] for value, node in names.items() if value in values}
     for edges, edge_names in (
@@ -105,6 +138,12 @@ def _rename_for_quantized(graph: onnx.GraphProto, chosen: Mapping[str, onnx.Node
             copied = graph.value_info.add()
             copied.CopyFrom(kinds[value])
             copied.name = alias
+
+
+def _named(program: torch.export.ExportedProgram) -> list[fx.Node]:
+    """As :func:`_computed`, for a program, whose weights are placeholders, too."""
+    inputs = set(program.graph_signature.user_inputs)
+    return [n for n in _computed(program.graph) if n.op != "placeholder" or n.name in inputs]
 
 
 def _computed(graph: fx.Graph) -> list[fx.Node]:

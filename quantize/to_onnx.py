@@ -29,8 +29,14 @@ from edgekit.data import open_samples
 from edgekit.quantize.base import ExportRequest, tool_versions
 from edgekit.quantize.decompositions import load_program
 from edgekit.quantize.float_nodes import dynamic_layers, float_closure
-from edgekit.quantize.onnx_values import leave_float, ranges_by_value, values_by_node
+from edgekit.quantize.onnx_values import (
+    leave_float,
+    name_after_nodes,
+    ranges_by_value,
+    values_by_node,
+)
 from edgekit.quantize.onnx_weights import quantize_weights
+from edgekit.quantize.origins import mark
 from edgekit.quantize.prepare import as_module
 from edgekit.quantize.ranges import load_ranges
 
@@ -39,6 +45,7 @@ def export(request: ExportRequest) -> Mapping[str, str]:
     """See :class:`edgekit.quantize.base.Exporter`."""
     program = load_program(request)
     float_file = request.out.with_suffix(".float.onnx")
+    mark(program)
     with contextlib.redirect_stdout(io.StringIO()):
         torch.onnx.export(program, (), float_file, dynamo=True, external_data=False, verbose=False)
     if request.recipe.precision == "fp32":
@@ -53,6 +60,9 @@ def _quantize(
     float_file: Path, program: torch.export.ExportedProgram, request: ExportRequest
 ) -> None:
     prepared = float_file.with_suffix(".pre.onnx")
+    exported = onnx.load(str(float_file))
+    name_after_nodes(exported.graph, program)
+    onnx.save(exported, str(float_file))
     # Shapes are numbers here; working them out as symbols fails where a scalar is expanded.
     quant_pre_process(str(float_file), str(prepared), skip_symbolic_shape=True)
     model = onnx.load(str(prepared))

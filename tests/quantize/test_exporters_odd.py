@@ -154,3 +154,26 @@ def test_token_ids_go_in_and_a_class_comes_out(runtime: str, tmp_path: Path) -> 
         logits, classes = given.run(artifact, runtime, tmp_path)
         assert quality.sqnr_db(given.outputs[0], logits) > least
         assert classes.dtype == np.int64 and np.array_equal(classes, logits.argmax(-1))
+
+
+class Gated(nn.Module):
+    """A value times its average, averaged: for ONNX, pooling becomes a mean, too, but an earlier
+    one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        x = x * nn.functional.adaptive_avg_pool2d(x, 1)
+        found: torch.Tensor = self.head(x.mean((2, 3)))
+        return found
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_value_does_not_get_the_range_of_a_namesake(runtime: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    gated = case(Gated().eval(), tmp_path, ["x"])
+    (found,) = gated.sqnr_db(gated.export(runtime, "static_wi8_ai8", tmp_path / "made"), runtime)
+    assert found > 40
