@@ -42,4 +42,7 @@ def _divisor(node: fx.Node) -> Any:
         return None
     if node.target in _OF_TWO:
         return node.args[1]
+    if node.target == ATEN.pow.Tensor_Scalar:
+        exponent = node.args[1]
+        return node.args[0] if isinstance(exponent, (int, float)) and exponent < 0 else None
     return node.args[0] if node.target in _OF_ONE else None

@@ -18,6 +18,7 @@ from edgekit.data import open_samples
 from edgekit.files import write_atomic
 from edgekit.quantize.base import ExportRequest, example_inputs, tool_versions
 from edgekit.quantize.decompositions import load_program
+from edgekit.quantize.dequantize_apart import dequantize_apart
 from edgekit.quantize.executorch_quantizer import PADS, CalibratedQuantizer, DynamicQuantizer
 from edgekit.quantize.float_nodes import dynamic_layers, float_closure
 from edgekit.quantize.graph import ATEN
@@ -38,6 +39,7 @@ def export(request: ExportRequest) -> Mapping[str, str]:
     _forget_origins(program.graph_module)
     lowered = to_edge_transform_and_lower(
         program,
+        transform_passes=[dequantize_apart],
         partitioner=[XnnpackPartitioner()],
         # The verifier rejects operators that run well outside the delegate.
         compile_config=EdgeCompileConfig(_check_ir_validity=False),
@@ -82,7 +84,6 @@ def quantize(gm: fx.GraphModule, request: ExportRequest) -> fx.GraphModule:
             node.replace_all_uses_with(node.args[0])
     converted.graph.eliminate_dead_code()
     _unwrap_pads(converted)
-    _dequantize_apart(converted)
     return converted
 
 
@@ -131,19 +132,4 @@ def _unwrap_pads(gm: fx.GraphModule) -> None:
                 dequantized.replace_all_uses_with(pad)
                 gm.graph.erase_node(dequantized)
             gm.graph.erase_node(quantized)
-    gm.recompile()
-
-
-def _dequantize_apart(gm: fx.GraphModule) -> None:
-    """Give each user a dequantize node of its own.
-
-    Where two share one, and XNNPACK takes in int8 for one of them only, the delegate hands the
-    other kind of value to both, and the file does not load.
-    """
-    for node in list(gm.graph.nodes):
-        if node.target != _DEQUANTIZE:
-            continue
-        for user in list(node.users)[1:]:
-            with gm.graph.inserting_before(user):
-                user.replace_input_with(node, gm.graph.node_copy(node))
     gm.recompile()

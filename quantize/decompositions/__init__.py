@@ -32,6 +32,7 @@ Emit = Callable[..., fx.Node]
 DECOMPOSITIONS: dict[str, tuple[str, ...]] = {
     "adaptive_max_pool": ("executorch", "onnx", "tflite"),
     "attention_rank": ("onnx",),
+    "constant_first": ("tflite",),
     "output_padding": ("tflite",),
     "planar_average": ("executorch", "tflite"),
 }

@@ -43,6 +43,8 @@ def plain_attention(x: torch.Tensor) -> torch.Tensor:
 
 
 TAPS = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+MIX = torch.rand(8, 8, 1, 1, generator=torch.Generator().manual_seed(0))
+LEVELS = MIX[0]
 
 SAMPLES = {
     "windows alike": Sample("adaptive_max_pool", lambda x: F.adaptive_max_pool2d(x, (3, 4))),
@@ -51,6 +53,10 @@ SAMPLES = {
     "output padding": Sample(
         "output_padding", lambda x: F.conv_transpose2d(x, TAPS, None, 2, 1, 1)
     ),
+    "less than a number": Sample("constant_first", lambda x: 1 - x),
+    "less than numbers": Sample("constant_first", lambda x: LEVELS - F.conv2d(x, MIX)),
+    "a number divided": Sample("constant_first", lambda x: 2 / (F.conv2d(x, MIX) + 1)),
+    "numbers divided": Sample("constant_first", lambda x: LEVELS / (F.conv2d(x, MIX) + 1)),
     "batches of attention": Sample("attention_rank", attention),
     "attention of one": Sample("attention_rank", plain_attention),
 }
