@@ -51,7 +51,7 @@ class Moves(nn.Module):
         lambda x: x[:, -1],
         lambda x: x[0, 1, :, 2],
         lambda x: x[:, :1].squeeze(1),
-        lambda x: x.expand(1, 6, 5, 7),
+        lambda x: x.expand(1, 6, 5, 7).relu(),
         lambda x: x.unsqueeze(1),
     ],
 )
