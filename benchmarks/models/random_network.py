@@ -32,6 +32,11 @@ class Of(nn.Module):
     def forward(self, *values: torch.Tensor) -> torch.Tensor:
         return self.function(*values, *self.layers)
 
+    def extra_repr(self) -> str:
+        """Which function it is, so that a network can be read when it is printed."""
+        code = getattr(self.function, "__code__", None)
+        return self.function.__name__ + (f" of line {code.co_firstlineno}" if code else "")
+
 
 def conv(kernel: int, groups: int = 1, dilation: int = 1, inputs: int = CHANNELS) -> nn.Conv2d:
     padding = dilation * (kernel - 1) // 2
