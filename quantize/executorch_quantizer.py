@@ -105,6 +105,7 @@ class CalibratedQuantizer(XNNPACKQuantizer):  # type: ignore[misc]
         self._annotate_clamped_layers(model)
         super().annotate(model)
         self._annotate_pads(model)
+        self._annotate_averages(model)
         self._fix_ranges(model)
         return model
 
@@ -136,6 +137,13 @@ class CalibratedQuantizer(XNNPACKQuantizer):  # type: ignore[misc]
                 node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
                     input_qspec_map={source: shared}, output_qspec=shared, _annotated=True
                 )
+
+    def _annotate_averages(self, model: fx.GraphModule) -> None:
+        """Averages have a grid of their own; on that of what they are of they lose some bits."""
+        for node in model.graph.nodes:
+            annotation = node.meta.get(Q_ANNOTATION_KEY)
+            if node.target in graph.AVERAGES and annotation and annotation.output_qspec is not None:
+                annotation.output_qspec = self._activation
 
     def _fix_ranges(self, model: fx.GraphModule) -> None:
         """Replace every activation observer by the grid of the calibrated range."""

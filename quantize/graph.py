@@ -24,6 +24,8 @@ _SPATIAL: dict[Any, int] = {
 }
 CONVOLUTIONS = tuple(_SPATIAL)
 LINEARS = (ATEN.linear.default,)
+#: Averages over whole feature maps, which are smaller than what they are of.
+AVERAGES = (ATEN.mean.dim, ATEN.adaptive_avg_pool2d.default)
 ADDITIONS = (ATEN.add.Tensor, ATEN.sub.Tensor)
 #: Activations that runtimes fuse into the layer before them by clamping its output range.
 CLAMPS = (ATEN.relu.default, ATEN.hardtanh.default, ATEN.relu6.default)

@@ -110,6 +110,8 @@ def quantize(gm: fx.GraphModule, request: ExportRequest) -> fx.GraphModule:
         *request.recipe.float_nodes,
         *lost_on_fixed_grids(gm, ranges),
         *_odd_additions(gm, ranges, kind),
+        # In int8 an average is on the grid of what it is of, which is coarse for it.
+        *(node.name for node in gm.graph.nodes if node.target in graph.AVERAGES),
     }
     rebuilt = to_modules(gm, float_closure(gm, float_nodes))
     prepared = prepare_fx(rebuilt, _qconfig_mapping(), example_inputs(request.inputs))
