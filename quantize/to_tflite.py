@@ -42,6 +42,18 @@ from edgekit.quantize.tflite_graph import NODE_CLASS, NODE_NAME, operators_of
 #: tensor to be the same: float kernels differ in the last digits.
 _SAME = 1e-3
 
+#: The converter takes these apart into exponentials and variances, whose ranges are so much wider
+#: than that of the result that int8 has nothing left of it.
+_TAKEN_APART = (
+    ATEN.elu.default,
+    ATEN.celu.default,
+    ATEN.selu.default,
+    ATEN.softplus.default,
+    ATEN.layer_norm.default,
+    ATEN.group_norm.default,
+    ATEN.instance_norm.default,
+)
+
 #: Products with constant weights; ai-edge-quantizer counts convolutions to the recipe too.
 _DYNAMIC = (qtyping.TFLOperationName.FULLY_CONNECTED, qtyping.TFLOperationName.BATCH_MATMUL)
 
@@ -149,6 +161,7 @@ def _quantize(float_file: Path, gm: fx.GraphModule, request: ExportRequest) -> b
     float_nodes = set(request.recipe.float_nodes)
     if request.recipe.scheme == "static":
         float_nodes |= quotients(gm)
+        float_nodes |= {node.name for node in gm.graph.nodes if node.target in _TAKEN_APART}
     if request.recipe.activations == "int8":
         assert request.ranges is not None
         float_nodes |= lost_on_fixed_grids(gm, load_ranges(request.ranges))
