@@ -22,9 +22,11 @@ from torch import fx
 from edgekit.quantize import graph
 from edgekit.quantize.check import Verdict, worst
 from edgekit.quantize.decompositions import decompose
+from edgekit.quantize.divisors import quotients
 from edgekit.quantize.origins import calls, mark, marked, op_name
 from edgekit.quantize.parts import example, kind_of_call, part
 from edgekit.quantize.prepare import as_module
+from edgekit.quantize.taken_apart import taken_apart
 
 _REMEDY = "Write it with other operators in forward(), or leave tflite out of the runtimes."
 #: TFLite operators that hand on what they are given, int8 or not.
@@ -53,6 +55,9 @@ def check(program: torch.export.ExportedProgram) -> Mapping[str, Verdict]:
         if kind not in probed:
             probed[kind] = _probe(gm, node)
         found[node.name] = probed[kind]
+    for name in quotients(gm) | taken_apart(gm):
+        if name in found and found[name].fate == "int8":
+            found[name] = Verdict("float", "edgekit leaves it in float: int8 would lose it")
     return rewritten.verdicts(found)
 
 

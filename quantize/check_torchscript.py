@@ -15,6 +15,7 @@ import torch
 from torch.ao.quantization.backend_config import get_native_backend_config, utils  # noqa: F401
 
 from edgekit.errors import ExportFailed
+from edgekit.quantize import graph
 from edgekit.quantize.check import Verdict
 from edgekit.quantize.decompositions import decompose
 from edgekit.quantize.origins import calls, op_name
@@ -60,6 +61,8 @@ def _verdict(node: torch.fx.Node, made: torch.fx.Node | None, known: set[Any]) -
         root = made.graph.owning_module
         assert root is not None
         what = type(root.get_submodule(str(made.target)))
+    if node.target in graph.AVERAGES:
+        return Verdict("float", "edgekit leaves it in float: int8 would lose it")
     if what in known:
         return Verdict("int8")
     return Verdict("float", f"FX has no quantized {op_name(node).removeprefix('aten.')}")

@@ -36,23 +36,12 @@ from edgekit.quantize.graph import ATEN
 from edgekit.quantize.large_weights import large_weights
 from edgekit.quantize.prepare import as_module, flatten
 from edgekit.quantize.ranges import Range, load_ranges
+from edgekit.quantize.taken_apart import taken_apart
 from edgekit.quantize.tflite_graph import NODE_CLASS, NODE_NAME, operators_of
 
 #: How far the extremes of one sample may be apart, as a share of their distance, for a node and a
 #: tensor to be the same: float kernels differ in the last digits.
 _SAME = 1e-3
-
-#: The converter takes these apart into exponentials and variances, whose ranges are so much wider
-#: than that of the result that int8 has nothing left of it.
-_TAKEN_APART = (
-    ATEN.elu.default,
-    ATEN.celu.default,
-    ATEN.selu.default,
-    ATEN.softplus.default,
-    ATEN.layer_norm.default,
-    ATEN.group_norm.default,
-    ATEN.instance_norm.default,
-)
 
 #: Products with constant weights; ai-edge-quantizer counts convolutions to the recipe too.
 _DYNAMIC = (qtyping.TFLOperationName.FULLY_CONNECTED, qtyping.TFLOperationName.BATCH_MATMUL)
@@ -160,8 +149,7 @@ def _quantize(float_file: Path, gm: fx.GraphModule, request: ExportRequest) -> b
     quantizing = quantizer.Quantizer(str(float_file), _RECIPES[request.recipe.name]())
     float_nodes = set(request.recipe.float_nodes)
     if request.recipe.scheme == "static":
-        float_nodes |= quotients(gm)
-        float_nodes |= {node.name for node in gm.graph.nodes if node.target in _TAKEN_APART}
+        float_nodes |= quotients(gm) | taken_apart(gm)
     if request.recipe.activations == "int8":
         assert request.ranges is not None
         float_nodes |= lost_on_fixed_grids(gm, load_ranges(request.ranges))

@@ -108,6 +108,18 @@ def test_an_operator_that_no_converter_has_fails(runtime: str, tmp_path: Path) -
     assert "matrix_exp" in verdict.reason and verdict.remedy
 
 
+def test_what_int8_would_lose_is_said_to_be_float(tmp_path: Path) -> None:
+    class Norms(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.elu(nn.functional.group_norm(x, 3)).mean((2, 3))
+
+    path = saved(tmp_path, Norms(), (torch.randn(1, 6, 8, 8),))
+    named = described(path)
+    for runtime, lost in (("tflite", {"group_norm", "elu"}), ("torchscript", {"mean"})):
+        left = {name for name, found in verdicts(runtime, path).items() if found.fate == "float"}
+        assert {named[name].op.removeprefix("aten.") for name in left} >= lost
+
+
 def test_rows_put_problems_first_and_count() -> None:
     nodes = [Operator(f"conv_{i}", "aten.conv2d") for i in range(3)]
     nodes += [Operator("erf", "aten.erf"), Operator("relu", "aten.relu")]
