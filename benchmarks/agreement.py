@@ -50,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--networks", type=int, help=f"how many; default {NETWORKS}")
     parser.add_argument("--first", type=int, default=0, help="number of the first one (default 0)")
     options = parser.parse_args(arguments)
-    count = options.networks or (2 if options.quick else NETWORKS)
+    count = (2 if options.quick else NETWORKS) if options.networks is None else options.networks
+    if count < 1 or options.first < 0:
+        parser.error("--networks must be 1 or more, --first 0 or more")
     before = conditions("torch", "executorch", "litert-torch", "onnxruntime")
     rows: dict[int, Row] = {}
     for number, row in measured(range(options.first, options.first + count)):

@@ -34,11 +34,12 @@ def name_after_nodes(graph: onnx.GraphProto, program: torch.export.ExportedProgr
     for mark, made in last.items():
         if mark not in nodes:
             continue
-        if len(made.output) == 1:
+        parts = [user for user in marks[mark].users if user.target is operator.getitem]
+        if not parts and len(made.output) == 1:
             names[made.output[0]] = nodes[mark].name
-            continue
-        for part in marks[mark].users:
-            if part.target is operator.getitem and part.name in nodes:
+        # Where several results come of several ONNX nodes, the exporter's names stay.
+        for part in parts if len(made.output) > 1 else ():
+            if part.name in nodes:
                 names[made.output[int(str(part.args[1]))]] = nodes[part.name].name
     taken = set(names.values())
     for value in [name for node in graph.node for name in node.output]:

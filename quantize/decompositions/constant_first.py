@@ -19,13 +19,15 @@ TARGETS = (*_REVERSED, ATEN.sub.Tensor, ATEN.div.Tensor, ATEN.reciprocal.default
 
 def expand(node: fx.Node, emit: Emit) -> Call | None:
     """See :mod:`edgekit.quantize.decompositions`."""
+    if any(not operand.meta["val"].is_floating_point() for operand in node.all_input_nodes):
+        return None
     if node.target == ATEN.reciprocal.default:
-        return (ATEN.pow.Tensor_Scalar, (node.args[0], -1), {})
+        return (ATEN.pow.Tensor_Scalar, (node.args[0], -1.0), {})
     first, second = node.args[1::-1] if node.target in _REVERSED else node.args[:2]
     if isinstance(first, fx.Node) and first.op != "placeholder":
         # Weights are placeholders of a program, as inputs are; constants elsewhere are folded.
         return None
     if node.target == ATEN.div.Tensor:
-        return (ATEN.mul.Tensor, (emit(ATEN.pow.Tensor_Scalar, second, -1), first), {})
+        return (ATEN.mul.Tensor, (emit(ATEN.pow.Tensor_Scalar, second, -1.0), first), {})
     alpha: Any = node.kwargs.get("alpha", node.args[2] if len(node.args) > 2 else 1)
     return (ATEN.add.Tensor, (emit(ATEN.mul.Tensor, second, -alpha), first), {})

@@ -114,6 +114,18 @@ def test_what_it_put_in_is_calibrated_for_executorch(tmp_path: Path) -> None:
     assert given.sqnr_db(artifact, "executorch")[0] > 25
 
 
+def test_a_number_divided_by_integers_is_left_to_the_converter() -> None:
+    """Integers have no power of -1."""
+
+    class Counted(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 / (1 + (x > 0).long().sum((1, 2, 3)))
+
+    x = (torch.randn(1, 3, 8, 8),)
+    program, _ = prepare(export_program(Counted(), x), x)
+    assert decompose(program, "tflite").parts == {}
+
+
 def test_every_file_is_registered_and_has_a_sample() -> None:
     folder = Path(decompositions.__file__).parent
     files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
