@@ -87,11 +87,11 @@ def _reached(gm: fx.GraphModule, bound: float) -> set[fx.Node]:
     for node in gm.graph.nodes:
         if node.op != "call_function" or node in found:
             continue
-        numbers = [value for value in _leaves(node) if isinstance(value, float)]
+        numbers = _numbers(node)
         if large.isdisjoint(node.all_input_nodes) and not any(abs(v) > bound for v in numbers):
             continue
         found.add(node)
-        if node.target in _CARRIERS and _is_float(node):
+        if node.target in _CARRIERS:
             large.add(node)
     return found
 
@@ -134,10 +134,20 @@ def _large_constants(gm: fx.GraphModule, bound: float) -> set[fx.Node]:
     }
 
 
-def _leaves(node: fx.Node) -> list[Any]:
-    return list(torch.utils._pytree.tree_leaves((node.args, node.kwargs)))
+def _numbers(node: fx.Node) -> list[float]:
+    """The numbers that an operator computes with: not the sizes, axes and ends among its arguments.
 
-
-def _is_float(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
+    A mask is as often written as ``-10000`` as it is as ``-1e4``.
+    """
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return []
+    found = []
+    for index, argument in enumerate(node.target._schema.arguments):
+        given = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
+        kind = argument.type
+        kind = kind.getElementType() if isinstance(kind, torch.OptionalType) else kind
+        if isinstance(given, float) or (
+            type(given) is int and isinstance(kind, (torch.NumberType, torch.TensorType))
+        ):
+            found.append(float(given))
+    return found

@@ -12,7 +12,7 @@ from edgekit.quantize.masks import masked_nodes
 from tests.quantize.cases import RUNTIMES, Case, case
 from tests.quantize.transformers import Mask, vit
 
-MASKS: tuple[Mask, ...] = ("infinite", "filled", "finite", "thousands", "attention")
+MASKS: tuple[Mask, ...] = ("infinite", "filled", "finite", "thousands", "integers", "attention")
 
 
 class EveryMask(nn.Module):
@@ -69,6 +69,36 @@ def test_a_mask_computed_from_an_input(tmp_path: Path) -> None:
     gm = as_module(prepare(export_program(Padded().eval(), inputs), inputs)[0])
     ops = [node.target for node in gm.graph.nodes if node.name in masked_nodes(gm)]
     assert [str(op).split(".")[1] for op in ops] == ["mul", "unsqueeze", "add", "softmax"]
+
+
+class PaddedByIntegers(Padded):
+    """The same with integers until the mask meets the scores."""
+
+    def forward(self, x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        hidden = (1 - real) * -10000
+        shown: torch.Tensor = (self.scores(x) + hidden[:, None]).softmax(-1)
+        return shown
+
+
+def test_a_mask_of_integers_computed_from_an_input() -> None:
+    from edgekit.quantize.prepare import as_module, export_program, prepare
+
+    inputs = (torch.ones(1, 4, 8), torch.ones(1, 8, dtype=torch.int64))
+    gm = as_module(prepare(export_program(PaddedByIntegers().eval(), inputs), inputs)[0])
+    ops = [node.target for node in gm.graph.nodes if node.name in masked_nodes(gm)]
+    assert [str(op).split(".")[1] for op in ops] == ["mul", "unsqueeze", "add", "softmax"]
+
+
+def test_sizes_and_ends_are_no_numbers_of_a_mask() -> None:
+    from edgekit.quantize.prepare import as_module, export_program, prepare
+
+    class Sliced(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.reshape(1, 2048)[:, :1500].softmax(-1)
+
+    inputs = (torch.ones(1, 2, 1024),)
+    gm = as_module(prepare(export_program(Sliced(), inputs), inputs)[0])
+    assert masked_nodes(gm) == set()
 
 
 def test_large_numbers_without_a_softmax_are_no_mask() -> None:

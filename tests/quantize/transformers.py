@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-Mask = Literal["", "infinite", "filled", "finite", "thousands", "attention"]
+Mask = Literal["", "infinite", "filled", "finite", "thousands", "integers", "attention"]
 
 
 class Block(nn.Module):
@@ -46,6 +46,8 @@ class Block(nn.Module):
             return scores + later * torch.finfo(torch.float32).min
         if self.mask == "thousands":
             return scores + (1.0 - later.logical_not().float()) * -10000.0
+        if self.mask == "integers":
+            return scores.masked_fill(later, -10000)
         return scores
 
 
