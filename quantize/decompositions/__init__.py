@@ -28,6 +28,9 @@ Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 #: Adds an operator before the node that is taken apart, and returns its node.
 Emit = Callable[..., fx.Node]
 
+#: Whether a placeholder is a weight or another constant, in the ``meta`` of placeholders.
+CONSTANT = "edgekit_constant"
+
 #: Modules of this package, with the runtimes that they are for.
 DECOMPOSITIONS: dict[str, tuple[str, ...]] = {
     "adaptive_max_pool": ("executorch", "onnx", "tflite"),
@@ -64,6 +67,9 @@ def load_program(request: ExportRequest) -> torch.export.ExportedProgram:
 def decompose(program: torch.export.ExportedProgram, runtime: str) -> Decomposed:
     """Take apart what ``runtime`` cannot convert, in place."""
     graph = program.graph_module.graph
+    inputs = set(program.graph_signature.user_inputs)
+    for node in graph.find_nodes(op="placeholder"):
+        node.meta[CONSTANT] = node.name not in inputs
     parts: dict[str, tuple[str, tuple[str, ...]]] = {}
     for name, runtimes in DECOMPOSITIONS.items():
         if runtime not in runtimes:

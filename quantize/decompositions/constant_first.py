@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx
 
-from edgekit.quantize.decompositions import Call, Emit
+from edgekit.quantize.decompositions import CONSTANT, Call, Emit
 from edgekit.quantize.graph import ATEN
 
 _REVERSED = (ATEN.rsub.Scalar, ATEN.rsub.Tensor)
@@ -24,8 +24,10 @@ def expand(node: fx.Node, emit: Emit) -> Call | None:
     if node.target == ATEN.reciprocal.default:
         return (ATEN.pow.Tensor_Scalar, (node.args[0], -1.0), {})
     first, second = node.args[1::-1] if node.target in _REVERSED else node.args[:2]
-    if isinstance(first, fx.Node) and first.op != "placeholder":
-        # Weights are placeholders of a program, as inputs are; constants elsewhere are folded.
+    if not isinstance(second, fx.Node):
+        return None
+    if isinstance(first, fx.Node) and not first.meta.get(CONSTANT):
+        # What is computed from constants alone is folded by now.
         return None
     if node.target == ATEN.div.Tensor:
         return (ATEN.mul.Tensor, (emit(ATEN.pow.Tensor_Scalar, second, -1.0), first), {})

@@ -126,6 +126,18 @@ def test_a_number_divided_by_integers_is_left_to_the_converter() -> None:
     assert decompose(program, "tflite").parts == {}
 
 
+def test_inputs_are_no_constants(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x - 0.5) / 0.25 - x
+
+    given = case(Scaled().eval(), tmp_path, ["x"])
+    program = torch.export.load(tmp_path / "program.pt2")
+    assert decompose(program, "tflite").parts == {}
+    artifact = given.export("tflite", "fp32", tmp_path / "out")
+    assert given.sqnr_db(artifact, "tflite")[0] > 100
+
+
 def test_every_file_is_registered_and_has_a_sample() -> None:
     folder = Path(decompositions.__file__).parent
     files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
