@@ -33,7 +33,7 @@ def to_modules(gm: fx.GraphModule, float_nodes: Collection[str] = ()) -> fx.Grap
         ExportFailed: an operator is called with an argument that its counterpart does not take.
     """
     root, rebuilt = nn.Module(), fx.Graph()
-    fused = {layer.activation for layer in graph.layers(gm)} - {None}
+    fused = {x.activation for x in graph.layers(gm) if x.node.target in _LAYERS} - {None}
     constants = _constants(gm)
     nodes: dict[fx.Node, Any] = {}
 

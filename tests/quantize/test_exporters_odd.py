@@ -86,6 +86,27 @@ def test_clamps_after_an_addition(runtime: str, tmp_path: Path) -> None:
         assert quality.sqnr_db(wanted, got) > 30
 
 
+class Upsampled(nn.Module):
+    """A clamp behind a transposed convolution, which FX does not quantize."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.head = nn.ConvTranspose2d(3, 4, 2, 2), nn.Conv2d(4, 6, 3, 2)
+        self.up.weight.data *= 20
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.head(nn.functional.relu6(self.up(x)))
+        return found
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_clamp_after_a_transposed_convolution(runtime: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given = case(Upsampled().eval(), tmp_path, ["x"])
+    artifact = given.export(runtime, "static_wi8_ai8", tmp_path / "out")
+    assert given.sqnr_db(artifact, runtime)[0] > 30
+
+
 class Outputs(nn.Module):
     """Gives logits, with what ``also`` makes of the features and the logits."""
 
