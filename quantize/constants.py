@@ -8,6 +8,7 @@ runtime could hold in INT8.
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -62,15 +63,19 @@ def fold_constants(gm: fx.GraphModule) -> int:
         if any(user.op == "output" for user in node.users) or not _fits(node, made_from[node]):
             del made_from[node]
     values: dict[fx.Node, Any] = {}
+    held: dict[bytes, fx.Node] = {}
     replaced = 0
     for node in folded:
         if node not in made_from:
             continue
         values[node] = _value(gm, node, values)
         if _leaves(node, made_from):
-            constant = graph.add_constant(gm, f"{node.name}_folded", values[node], node)
-            constant.meta["val"] = node.meta["val"]
-            node.replace_all_uses_with(constant, lambda user: user not in made_from)
+            # Every block of a transformer may make the same mask.
+            key = _digest(values[node])
+            if key not in held:
+                held[key] = graph.add_constant(gm, f"{node.name}_folded", values[node], node)
+                held[key].meta["val"] = node.meta["val"]
+            node.replace_all_uses_with(held[key], lambda user: user not in made_from)
             replaced += 1
     return replaced
 
@@ -113,11 +118,23 @@ def _fits(node: fx.Node, sources: frozenset[fx.Node]) -> bool:
     return value.numel() <= max(_SMALL, held)
 
 
+def _digest(value: torch.Tensor) -> bytes:
+    """The same for the same values in the same order of memory."""
+    digest = hashlib.sha256(str((value.dtype, value.shape, value.stride())).encode())
+    digest.update(value.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.digest()
+
+
 def _value(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    read = _read(node)
+
     def of(operand: fx.Node) -> Any:
         if operand in values:
             return values[operand]
         found = graph.constant(gm, operand)
+        if found is None and operand in read:
+            # A constant that is not folded itself, as it is too large or returned.
+            return _value(gm, operand, values)
         if found is None:
             # The first operand of one of `_LIKE`.
             like = operand.meta["val"]

@@ -13,7 +13,7 @@ from edgekit.quantize.base import ExportRequest, export
 from edgekit.quantize.constants import fold_constants
 from edgekit.quantize.graph import ATEN
 from edgekit.quantize.inspect import inspect_file
-from edgekit.quantize.prepare import as_module, export_program, run
+from edgekit.quantize.prepare import as_module, export_program, prepare, run
 from edgekit.quantize.recipes import RECIPES
 from tests.quantize.cases import RUNTIMES, Case, case
 
@@ -127,3 +127,43 @@ def test_what_is_drawn_large_or_returned_is_computed_in_every_run() -> None:
     wanted = (table[:, None] * table + (table + 1).sum()).mean()
     torch.testing.assert_close(first[1], wanted)
     torch.testing.assert_close(first[2], table * 2)
+
+
+class Half(nn.Module):
+    """What is returned as it is, or too large to be kept, is part of what is kept, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.number = nn.Linear(1100, 1100), nn.Parameter(torch.tensor(2.5))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        places = torch.arange(1100.0).sin()
+        large = torch.ones(1100, 1100).tril()
+        y = self.linear(x) * large / large.sum(-1)
+        return places, y + places * 2 + self.number.item()
+
+
+def test_what_is_not_kept_itself_is_computed_for_what_is() -> None:
+    module, x = Half().eval(), torch.randn(1100, 1100)
+    program = prepare(export_program(module, (x,)), (x,))[0]
+    with torch.no_grad():
+        wanted = module(x)
+    for found, expected in zip(run(program, (x,)), wanted, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+class Blocks(nn.Module):
+    """Each makes the same mask for itself."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(3):
+            x = (x + torch.full((64, 64), float("-inf")).triu(1)).softmax(-1)
+        return x
+
+
+def test_equal_constants_are_one() -> None:
+    x = (torch.randn(64, 64),)
+    program = prepare(export_program(Blocks(), x), x)[0]
+    gm = as_module(program)
+    assert [value.shape for value in (*gm.parameters(), *gm.buffers())] == [(64, 64)]
+    torch.testing.assert_close(run(program, x)[0], Blocks()(*x))
