@@ -82,7 +82,9 @@ def _worst(wanted: Outputs, given: Outputs, names: Sequence[str]) -> tuple[float
 def _run(module: torch.nn.Module, samples: Sequence[Sample]) -> Outputs:
     """The outputs, each with all samples stacked along a new first axis."""
     with torch.inference_mode():
-        rows = [[value.numpy() for value in flatten(module(*sample))] for sample in samples]
+        # Models may write to their inputs.
+        given = (tuple(value.clone() for value in sample) for sample in samples)
+        rows = [[value.numpy() for value in flatten(module(*sample))] for sample in given]
     return [np.stack(column) for column in zip(*rows, strict=True)]
 
 

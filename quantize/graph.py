@@ -117,7 +117,9 @@ def layers(gm: fx.GraphModule) -> Iterator[Layer]:
         if node.op != "call_function" or node.target not in (*CONVOLUTIONS, *LINEARS):
             continue
         weight = node.args[1]
-        if constant(gm, weight) is None:
+        held = constant(gm, weight)
+        if held is None or held.dim() < 2:
+            # A linear layer of one vector gives one number: a sum, without channels.
             continue
         bias = node.args[2] if len(node.args) > 2 else None
         assert isinstance(weight, fx.Node)

@@ -61,10 +61,13 @@ def remove_no_ops(gm: fx.GraphModule) -> int:
     for node in list(gm.graph.nodes):
         if node.target == ATEN._assert_tensor_metadata.default:
             gm.graph.erase_node(node)
-        elif (node.target in _COPIES and _keeps_strides(node)) or (
-            node.target in _CASTS and _keeps_dtype(node)
-        ):
-            node.replace_all_uses_with(node.args[0])
+        elif node.target in (*_COPIES, *_CASTS) and _keeps_dtype(node):
+            if _keeps_strides(node):
+                node.replace_all_uses_with(node.args[0])
+            elif node.target in _CASTS:
+                _make_copy(node)
+            else:
+                continue
         else:
             continue
         removed += 1
@@ -82,7 +85,7 @@ def drop_expansions(gm: fx.GraphModule) -> int:
             continue
         source = node.args[0]
         for user in list(node.users):
-            if user.target not in _BROADCASTING:
+            if user.target not in _BROADCASTING or _promotes(source, user):
                 continue
             shapes = [
                 (source if operand is node else operand).meta["val"].shape
@@ -164,6 +167,9 @@ def fold_batch_norm(gm: fx.GraphModule) -> int:
         if bias is None and bias_node is not None:
             continue
         gamma, beta, mean, variance = (graph.constant(gm, arg) for arg in node.args[1:5])
+        if any(graph.constant(gm, arg) is None for arg in node.args[1:5] if arg is not None):
+            # Conditional networks compute some of them.
+            continue
         assert mean is not None and variance is not None
         scale = (variance.double() + node.args[6]).rsqrt()
         scale = scale if gamma is None else scale * gamma.double()
@@ -250,6 +256,20 @@ def _keeps_strides(node: fx.Node) -> bool:
     """False for the copy that a view needs: views are not made of just any memory layout."""
     source: Any = node.args[0]
     return bool(source.meta["val"].stride() == node.meta["val"].stride())
+
+
+def _make_copy(cast: fx.Node) -> None:
+    """A cast that changes nothing but the memory layout is one of the copies that views need."""
+    layout = cast.kwargs.get("memory_format", torch.contiguous_format)
+    cast.target, cast.args = ATEN.clone.default, cast.args[:1]
+    cast.kwargs = {"memory_format": layout}
+
+
+def _promotes(source: fx.Node, user: fx.Node) -> bool:
+    """Whether one number has less say in the dtype of the result than a tensor of it has."""
+    value = source.meta["val"]
+    dtypes = {operand.meta["val"].dtype for operand in user.all_input_nodes}
+    return bool(value.dim() == 0 and dtypes != {value.dtype})
 
 
 def _keeps_dtype(node: fx.Node) -> bool:

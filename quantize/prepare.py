@@ -139,11 +139,15 @@ def flatten(outputs: Any) -> tuple[torch.Tensor, ...]:
 
 
 def _forget_state(gm: fx.GraphModule) -> None:
-    """Nothing is written to buffers any more; a model that reads what it wrote is refused."""
+    """Nothing is written to buffers and inputs any more, as in-place operators do.
+
+    A model that reads what it wrote to a buffer is refused.
+    """
     written = []
     for node in list(gm.graph.nodes):
-        if node.target == ATEN.copy_.default and node.args[0].op == "get_attr":
-            written.append(node.args[0])
+        if node.target == ATEN.copy_.default and node.args[0].op in ("get_attr", "placeholder"):
+            if node.args[0].op == "get_attr":
+                written.append(node.args[0])
             gm.graph.erase_node(node)
     gm.graph.eliminate_dead_code()
     for buffer in written:

@@ -123,3 +123,84 @@ def test_expansions_that_make_the_shape_stay() -> None:
     program, _ = prepare(export_program(module, (x,)), (x,))
     (found,) = run(program, (x,))
     torch.testing.assert_close(found, module(x))
+
+
+class Summed(nn.Module):
+    """One number of another dtype, which has less say in that of the product than a tensor has."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * x.sum().expand(4)
+
+
+def test_expansions_that_make_the_dtype_stay() -> None:
+    x = torch.tensor([40000, 20000, 20000, 10000], dtype=torch.int32)
+    program, _ = prepare(export_program(Summed(), (x,)), (x,))
+    (found,) = run(program, (x,))
+    assert found.dtype == torch.int64
+    torch.testing.assert_close(found, Summed()(x))
+
+
+class Relaid(nn.Module):
+    """A view of what is in another memory layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x).to(memory_format=torch.channels_last)
+        return x.permute(0, 2, 3, 1).view(1, -1)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_memory_layouts_that_a_view_needs_stay_and_convert(runtime: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given = case(Relaid().eval(), tmp_path, ["x"])
+    artifact = given.export(runtime, "static_wi8_ai8", tmp_path / "made")
+    assert given.sqnr_db(artifact, runtime)[0] > 30
+
+
+class Conditional(nn.Module):
+    """A batch norm whose statistics, or scales, come from another input."""
+
+    def __init__(self, *, scales: bool) -> None:
+        super().__init__()
+        self.conv, self.given, self.scales = nn.Conv2d(3, 4, 3), nn.Linear(5, 8), scales
+        self.mean, self.variance = nn.Buffer(torch.randn(4)), nn.Buffer(torch.rand(4) + 0.5)
+
+    def forward(self, x: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        first, second = self.given(z)[0].chunk(2)
+        if self.scales:
+            return nn.functional.batch_norm(self.conv(x), self.mean, self.variance, first, second)
+        return nn.functional.batch_norm(self.conv(x), first, second.exp())
+
+
+@pytest.mark.parametrize("scales", [True, False])
+def test_batch_norms_that_are_computed_are_not_folded(scales: bool) -> None:
+    torch.manual_seed(0)
+    module, inputs = Conditional(scales=scales).eval(), (torch.randn(1, 3, 8, 8), torch.randn(1, 5))
+    program, passes = prepare(export_program(module, inputs), inputs)
+    assert "fold_batch_norm" not in passes
+    (found,) = run(program, inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(found, module(*inputs))
+
+
+class Score(nn.Module):
+    """A matrix product with one vector, which has no channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.weight = nn.Linear(6, 4), nn.Parameter(torch.randn(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(self.first(x), self.weight)
+
+
+def test_a_weight_of_one_row_is_no_layer() -> None:
+    torch.manual_seed(0)
+    module, x = Score().eval(), torch.randn(2, 6)
+    program, _ = prepare(export_program(module, (x,)), (x,))
+    (found,) = run(program, (x,))
+    with torch.no_grad():
+        torch.testing.assert_close(found, module(x))

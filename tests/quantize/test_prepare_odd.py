@@ -12,6 +12,7 @@ from edgekit import quality
 from edgekit.errors import SourceError
 from edgekit.quantize import graph
 from edgekit.quantize.engine import prepare_model
+from edgekit.quantize.equal import prove_equal
 from edgekit.quantize.graph import ATEN
 from edgekit.quantize.prepare import as_float32, as_module, export_program, flatten, prepare, run
 from tests.quantize.cases import RUNTIMES, case
@@ -200,6 +201,23 @@ def test_state_that_is_read_is_refused_by_its_name() -> None:
 def test_state_that_is_never_read_is_forgotten() -> None:
     gm, _ = prepared(Counts(reads=False), normal(2, 3))
     assert targets(gm) == [ATEN.relu.default]
+
+
+class Overwrites(nn.Module):
+    def forward(self, x: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x.sub_(0.5)
+        places.add_(1)
+        return x.relu(), places * 2
+
+
+def test_inputs_that_the_model_overwrites(tmp_path: Path) -> None:
+    module, samples = build(Overwrites), [(normal(2, 3), torch.arange(3))]
+    before = [value.clone() for value in samples[0]]
+    program, _ = prepare(export_program(module, samples[0]), samples[0])
+    gm = as_module(program)
+    assert ATEN.copy_.default not in targets(gm)
+    assert prove_equal(module, gm, samples, ["x", "places"], "a test") > 100
+    assert all(torch.equal(a, b) for a, b in zip(samples[0], before, strict=True))
 
 
 class Modes(nn.Module):
