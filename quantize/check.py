@@ -42,6 +42,10 @@ class Operator:
     source: str = ""
 
 
+#: The reason for what would be int8 if edgekit had not rules of its own.
+LEFT_FLOAT = "edgekit leaves it in float: int8 would lose it"
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What one runtime does with one operator.

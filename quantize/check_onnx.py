@@ -15,10 +15,11 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from torch import fx
 from torch.onnx._internal.exporter import _core, _dispatching, _fx_passes, _registration
 
-from edgekit.quantize.check import Verdict, worst
+from edgekit.quantize.check import LEFT_FLOAT, Verdict, worst
 from edgekit.quantize.decompositions import decompose
 from edgekit.quantize.origins import calls, mark, marked, op_name, scope_of
 from edgekit.quantize.prepare import as_module
+from edgekit.quantize.taken_apart import taken_apart
 
 #: ONNX operators that onnxruntime quantizes although they only move values.
 _MOVES = {"Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
@@ -31,21 +32,23 @@ def check(program: torch.export.ExportedProgram) -> Mapping[str, Verdict]:
     rewritten = decompose(program, "onnx")
     mark(program)
     registry = _registration.ONNXRegistry.from_torchlib()
-    taken_apart = _fx_passes.decompose_with_registry(program, registry)
+    decomposed = _fx_passes.decompose_with_registry(program, registry)
     parts: dict[str, list[Verdict]] = {}
-    for node in calls(taken_apart.graph_module):
+    for node in calls(decomposed.graph_module):
         name = marked(node)
         if name is not None:
             parts.setdefault(name, []).append(_dispatched(node, registry))
     if all(verdict.fate != "fails" for found in parts.values() for verdict in found):
         parts = _translated(program, registry)
-    nodes = calls(as_module(program))
-    return rewritten.verdicts(
-        {
-            node.name: worst(parts[node.name]) if node.name in parts else Verdict("converts")
-            for node in nodes
-        }
-    )
+    gm = as_module(program)
+    found = {
+        node.name: worst(parts[node.name]) if node.name in parts else Verdict("converts")
+        for node in calls(gm)
+    }
+    for name in taken_apart(gm, "onnx"):
+        if found[name].fate == "int8":
+            found[name] = Verdict("float", LEFT_FLOAT)
+    return rewritten.verdicts(found)
 
 
 def _dispatched(node: fx.Node, registry: _registration.ONNXRegistry) -> Verdict:

@@ -20,7 +20,7 @@ from litert_torch.backend import lowerings
 from torch import fx
 
 from edgekit.quantize import graph
-from edgekit.quantize.check import Verdict, worst
+from edgekit.quantize.check import LEFT_FLOAT, Verdict, worst
 from edgekit.quantize.decompositions import decompose
 from edgekit.quantize.divisors import quotients
 from edgekit.quantize.origins import calls, mark, marked, op_name
@@ -55,9 +55,9 @@ def check(program: torch.export.ExportedProgram) -> Mapping[str, Verdict]:
         if kind not in probed:
             probed[kind] = _probe(gm, node)
         found[node.name] = probed[kind]
-    for name in quotients(gm) | taken_apart(gm):
+    for name in quotients(gm) | taken_apart(gm, "tflite"):
         if name in found and found[name].fate == "int8":
-            found[name] = Verdict("float", "edgekit leaves it in float: int8 would lose it")
+            found[name] = Verdict("float", LEFT_FLOAT)
     return rewritten.verdicts(found)
 
 

@@ -16,7 +16,7 @@ from torch.ao.quantization.backend_config import get_native_backend_config, util
 
 from edgekit.errors import ExportFailed
 from edgekit.quantize import graph
-from edgekit.quantize.check import Verdict
+from edgekit.quantize.check import LEFT_FLOAT, Verdict
 from edgekit.quantize.decompositions import decompose
 from edgekit.quantize.origins import calls, op_name
 from edgekit.quantize.prepare import as_module
@@ -62,7 +62,7 @@ def _verdict(node: torch.fx.Node, made: torch.fx.Node | None, known: set[Any]) -
         assert root is not None
         what = type(root.get_submodule(str(made.target)))
     if node.target in graph.AVERAGES:
-        return Verdict("float", "edgekit leaves it in float: int8 would lose it")
+        return Verdict("float", LEFT_FLOAT)
     if what in known:
         return Verdict("int8")
     return Verdict("float", f"FX has no quantized {op_name(node).removeprefix('aten.')}")

@@ -92,28 +92,41 @@ def ranges_by_value(
     return found
 
 
-def leave_float(
-    graph: onnx.GraphProto, values: Mapping[str, tuple[str, ...]], float_nodes: Collection[str]
-) -> list[str]:
-    """The ONNX nodes that compute the named nodes; gives every node of the graph a name.
+def computing(
+    graph: onnx.GraphProto, values: Mapping[str, tuple[str, ...]], names: Collection[str]
+) -> set[str]:
+    """Names of the ONNX nodes that compute the named nodes of the program.
 
     A node of the program can be several ONNX nodes: those before its value that have no value of
-    another node between. Where quantized nodes read a float value beside others, they get a name
-    of it for themselves, since onnxruntime would round it for all of its readers.
+    another node between.
     """
-    for number, node in enumerate(graph.node):
-        node.name = node.name or f"{node.op_type}_{number}"
     producers = {name: node for node in graph.node for name in node.output}
     known = {name for given in values.values() for name in given}
-    pending = [name for node in float_nodes for name in values.get(node, ())]
-    chosen: dict[str, onnx.NodeProto] = {}
+    pending = [name for node in names for name in values.get(node, ())]
+    found: set[str] = set()
     while pending:
         producer = producers.get(pending.pop())
-        if producer is not None and producer.name not in chosen:
-            chosen[producer.name] = producer
+        if producer is not None and producer.name not in found:
+            found.add(producer.name)
             pending += [name for name in producer.input if name not in known]
+    return found
+
+
+def leave_float(graph: onnx.GraphProto, names: Collection[str]) -> list[str]:
+    """The ONNX nodes of these names, prepared to stay float.
+
+    Where quantized nodes read a float value beside others, they get a name of it for themselves,
+    since onnxruntime would round it for all of its readers.
+    """
+    chosen = {node.name: node for node in graph.node if node.name in names}
     _rename_for_quantized(graph, chosen)
     return list(chosen)
+
+
+def name_nodes(graph: onnx.GraphProto) -> None:
+    """Every ONNX node gets a name, by which onnxruntime's quantizer leaves it out."""
+    for number, node in enumerate(graph.node):
+        node.name = node.name or f"{node.op_type}_{number}"
 
 
 def _rename_for_quantized(graph: onnx.GraphProto, chosen: Mapping[str, onnx.NodeProto]) -> None:

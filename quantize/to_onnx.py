@@ -30,8 +30,10 @@ from edgekit.quantize.base import ExportRequest, tool_versions
 from edgekit.quantize.decompositions import load_program
 from edgekit.quantize.float_nodes import dynamic_layers, float_closure
 from edgekit.quantize.onnx_values import (
+    computing,
     leave_float,
     name_after_nodes,
+    name_nodes,
     ranges_by_value,
     values_by_node,
 )
@@ -39,6 +41,7 @@ from edgekit.quantize.onnx_weights import quantize_weights
 from edgekit.quantize.origins import mark
 from edgekit.quantize.prepare import as_module
 from edgekit.quantize.ranges import load_ranges
+from edgekit.quantize.taken_apart import taken_apart
 
 
 def export(request: ExportRequest) -> Mapping[str, str]:
@@ -60,15 +63,25 @@ def _quantize(
     float_file: Path, program: torch.export.ExportedProgram, request: ExportRequest
 ) -> None:
     prepared = float_file.with_suffix(".pre.onnx")
+    gm = as_module(program)
+    float_nodes = set(request.recipe.float_nodes)
+    if request.recipe.scheme == "static":
+        float_nodes |= taken_apart(gm, "onnx")
+    left = float_closure(gm, float_nodes)
     exported = onnx.load(str(float_file))
     name_after_nodes(exported.graph, program)
+    name_nodes(exported.graph)
+    # Where onnxruntime moves a transpose, the values beside it have other names afterwards, and
+    # what computes them has not.
+    floats = computing(exported.graph, values_by_node(exported.graph, program), left)
     onnx.save(exported, str(float_file))
     # Shapes are numbers here; working them out as symbols fails where a scalar is expanded.
     quant_pre_process(str(float_file), str(prepared), skip_symbolic_shape=True)
     model = onnx.load(str(prepared))
     values = values_by_node(model.graph, program)
-    gm = as_module(program)
-    excluded = leave_float(model.graph, values, float_closure(gm, request.recipe.float_nodes))
+    name_nodes(model.graph)
+    floats |= computing(model.graph, values, left)
+    excluded = leave_float(model.graph, floats)
     if request.recipe.scheme == "static":
         onnx.save(model, str(prepared))
         _static(prepared, model.graph, values, excluded, request)

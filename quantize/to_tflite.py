@@ -149,7 +149,7 @@ def _quantize(float_file: Path, gm: fx.GraphModule, request: ExportRequest) -> b
     quantizing = quantizer.Quantizer(str(float_file), _RECIPES[request.recipe.name]())
     float_nodes = set(request.recipe.float_nodes)
     if request.recipe.scheme == "static":
-        float_nodes |= quotients(gm) | taken_apart(gm)
+        float_nodes |= quotients(gm) | taken_apart(gm, "tflite")
     if request.recipe.activations == "int8":
         assert request.ranges is not None
         float_nodes |= lost_on_fixed_grids(gm, load_ranges(request.ranges))

@@ -111,11 +111,13 @@ def test_an_operator_that_no_converter_has_fails(runtime: str, tmp_path: Path) -
 def test_what_int8_would_lose_is_said_to_be_float(tmp_path: Path) -> None:
     class Norms(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return nn.functional.elu(nn.functional.group_norm(x, 3)).mean((2, 3))
+            x = nn.functional.elu(nn.functional.group_norm(x, 3))
+            return nn.functional.rms_norm(x, (8,)).mean((2, 3))
 
     path = saved(tmp_path, Norms(), (torch.randn(1, 6, 8, 8),))
     named = described(path)
-    for runtime, lost in (("tflite", {"group_norm", "elu"}), ("torchscript", {"mean"})):
+    expected = {"tflite": {"group_norm", "elu"}, "torchscript": {"mean"}, "onnx": {"rms_norm"}}
+    for runtime, lost in expected.items():
         left = {name for name, found in verdicts(runtime, path).items() if found.fate == "float"}
         assert {named[name].op.removeprefix("aten.") for name in left} >= lost
 

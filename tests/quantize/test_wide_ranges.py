@@ -21,11 +21,19 @@ def layer_norm(x: torch.Tensor) -> torch.Tensor:
     return functional.layer_norm(rows, rows.shape[-1:]).permute(0, 3, 1, 2)
 
 
+def rms_norm(x: torch.Tensor) -> torch.Tensor:
+    """Of positions whose sizes differ by orders of magnitude."""
+    rows = (x * torch.relu(x)).permute(0, 2, 3, 1)
+    return functional.rms_norm(rows, rows.shape[-1:], eps=1e-3).permute(0, 3, 1, 2)
+
+
 FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "softplus": lambda x: functional.softplus(3 * x),
     "elu": lambda x: functional.elu(4 * x),
     "selu": lambda x: functional.selu(4 * x),
     "celu": lambda x: functional.celu(4 * x),
+    "mish": lambda x: functional.mish(4 * x),
+    "rms_norm": rms_norm,
     "group_norm": lambda x: functional.group_norm(x * x, 2),
     "layer_norm": layer_norm,
     "average of what is around zero": lambda x: x - 0.9 * x.roll(1, -1),
