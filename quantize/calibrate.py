@@ -8,13 +8,13 @@ ranges of every kind.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 from torch import fx
 
 from edgekit.errors import DataError
-from edgekit.quantize import graph
+from edgekit.quantize.pads import moving, pads_beyond
 from edgekit.quantize.ranges import Range, find_ranges
 
 BINS = 2048
@@ -46,7 +46,8 @@ def calibrate(
             advance()
         if extremes.sample == 0:
             raise DataError("The calibration set is empty.", remedy="Pass real samples to --calib.")
-        histograms = _Histograms(gm, extremes.low, extremes.high)
+        shared = moving(gm, pads_beyond(gm, extremes.found()))
+        histograms = _Histograms(gm, extremes.low, extremes.high, shared)
         for inputs in samples():
             histograms.run(*inputs)
             advance()
@@ -57,7 +58,7 @@ def calibrate(
         ranges[name] = find_ranges(counts, low, high, zeros=histograms.zeros[name])
     for node in gm.graph.nodes:
         # What only moves values has the range of what it moves.
-        if node.name in ranges and node.target in graph.SAME_VALUES:
+        if node.name in ranges and node.name in shared:
             # Constants have no range of their own; what is made of them keeps the observed one.
             ranges[node.name] = ranges.get(node.args[0].name, ranges[node.name])
     return ranges
@@ -70,7 +71,7 @@ def extremes_of_sample(
     extremes = _Extremes(gm)
     with torch.inference_mode():
         extremes.run(*inputs)
-    return {name: (low, extremes.high[name]) for name, low in extremes.low.items()}
+    return extremes.found()
 
 
 class _Observer(fx.Interpreter):
@@ -100,6 +101,9 @@ class _Extremes(_Observer):
         self.low: dict[str, float] = {}
         self.high: dict[str, float] = {}
 
+    def found(self) -> dict[str, tuple[float, float]]:
+        return {name: (low, self.high[name]) for name, low in self.low.items()}
+
     def observe(self, name: str, value: torch.Tensor) -> None:
         low, high = (float(v) for v in torch.aminmax(value))
         if math.isnan(low):
@@ -117,11 +121,15 @@ class _Extremes(_Observer):
 
 class _Histograms(_Observer):
     def __init__(
-        self, gm: fx.GraphModule, low: Mapping[str, float], high: Mapping[str, float]
+        self,
+        gm: fx.GraphModule,
+        low: Mapping[str, float],
+        high: Mapping[str, float],
+        shared: Collection[str],
     ) -> None:
+        """``shared`` are named whose range is that of their input."""
         super().__init__(gm)
-        self._low, self._high = low, high
-        self._shared = {n.name for n in gm.graph.nodes if n.target in graph.SAME_VALUES}
+        self._low, self._high, self._shared = low, high, shared
         self.counts = {name: torch.zeros(BINS) for name in low}
         self.zeros = dict.fromkeys(low, 0.0)
 

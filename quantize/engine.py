@@ -28,6 +28,7 @@ from edgekit.quantize.heads import joined_outputs
 from edgekit.quantize.ladder import climb, replay
 from edgekit.quantize.masks import masked_nodes
 from edgekit.quantize.memory import affordable, input_bytes, live_bytes
+from edgekit.quantize.pads import pads_beyond
 from edgekit.quantize.prepare import (
     as_float32,
     as_module,
@@ -52,6 +53,8 @@ APART = "apart.json"
 _CHECKED = 4
 #: Quantization-aware training sees at most so many samples, spread over the set.
 MAX_TRAINED = 512
+#: The rung that does.
+_TRAINING = "quantization_aware_training"
 
 _ATTENTION = (
     graph.ATEN.softmax.int,
@@ -206,6 +209,11 @@ def repair_program(
             "and there are none.",
             remedy="Give the same ones: --calib PATH.",
         )
+    if settings.replay and train is None and _TRAINING in recipe.steps:
+        raise DataError(
+            f"The saved recipe trains weights ({_TRAINING}), and there are no training samples.",
+            remedy="Give the same ones: --train PATH.",
+        )
     if calibration is None or (dynamic and not linear_layers(reference, ())):
         return _saved(exported, recipe, (), folder)
     calibrated_on, live = calibration, live_bytes(reference)
@@ -299,7 +307,12 @@ def _ranges(
 
 def _structure(reference: fx.GraphModule, ranges: Mapping[str, Range]) -> set[str]:
     """Nodes that INT8 cannot hold whatever the weights are."""
-    return masked_nodes(reference) | joined_outputs(reference, ranges)
+    extremes = {name: found.minmax for name, found in ranges.items()}
+    return (
+        masked_nodes(reference)
+        | joined_outputs(reference, ranges)
+        | pads_beyond(reference, extremes)
+    )
 
 
 def samples(source: SampleSet, limit: int | None = None) -> Iterator[tuple[torch.Tensor, ...]]:

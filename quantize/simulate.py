@@ -94,7 +94,11 @@ def rounded_nodes(gm: fx.GraphModule, float_nodes: Collection[str] = ()) -> set[
             continue
         if node.op == "placeholder":
             names.add(node.name)
-        elif node.op == "call_function" and node.target not in graph.SAME_VALUES:
+        elif node.op == "call_function" and (
+            node.target not in graph.SAME_VALUES
+            # It adds values that the grid of its input does not hold, or has masks.
+            or (node.name in float_nodes and node.args[0].name not in float_nodes)
+        ):
             fusable = node.target in (*graph.CONVOLUTIONS, *graph.LINEARS, *graph.ADDITIONS)
             if not (fusable and graph.fused_activation(node) is not None):
                 names.add(node.name)

@@ -60,6 +60,10 @@ def test_training_brings_the_network_back_into_the_budget(tmp_path: Path) -> Non
         measured = {result.artifact_id: result.drop for result in choose.results}
     assert measured[name] < float(MAX_DROP), "the file is what the simulation promised"
 
+    done = execute(project, "quantize", "--replay", "bundle", "-o", "again")
+    assert done.code == 3, "what was trained cannot be made without the samples"
+    assert "there are no training samples" in done.err, done.err
+
     # Made last, as the model is prepared by then: what judges may not be trained on.
     write_samples(project / "train.npz", samples(200, seed=2))
     done = execute(project, "quantize", "--max-drop", MAX_DROP, "--train", "train.npz")
