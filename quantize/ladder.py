@@ -128,12 +128,14 @@ def _reached(quality: Quality, rung: Rung, work: Work) -> bool:
 def _better(new: Quality, old: Quality, rung: Rung, max_drop: float) -> bool:
     """A lower drop counts unless the outputs moved away from float; else a clear gain in SQNR.
 
-    Nothing counts that does not keep a budget which was kept without it.
+    Nothing counts that does not keep a budget which was kept without it. A rung that has to gain
+    much, as it costs time on the device, is not kept for a sample more or less outside the budget.
     """
     if within(old.drop, max_drop) and not within(new.drop, max_drop):
         return False
     gain = new.sqnr_db - old.sqnr_db
-    return gain >= rung.min_gain_db or (new.drop < old.drop and gain >= 0)
+    lower = new.drop < old.drop and (rung.min_gain_db < 1 or within(new.drop, max_drop))
+    return gain >= rung.min_gain_db or (lower and gain >= 0)
 
 
 def _in_order(rungs: Sequence[Rung]) -> tuple[Rung, ...]:
@@ -165,13 +167,21 @@ class _Ladder:
         if found is not None:
             return found
         started = time.monotonic()
+        work = self._work
         if rungs:
             notes = dict(self.reach(rungs[:-1]).notes)
-            notes[rungs[-1].name] = rungs[-1].apply(self._work)
+            below = work.constants()
+            notes[rungs[-1].name] = rungs[-1].apply(work)
         else:
             notes = {FOOT: "fused patterns, per-channel weights"}
             self._stand_at_foot()
-        work = self._work
+            below = work.constants()
+        # Weights can be hundreds of megabytes, and there are a dozen states.
+        changed = {
+            name: value
+            for name, value in work.constants().items()
+            if name not in below or not torch.equal(value, below[name])
+        }
         made = _Saved(
             kind=work.kind,
             float_nodes=tuple(sorted(work.float_nodes)),
@@ -181,7 +191,7 @@ class _Ladder:
             seconds=time.monotonic() - started,
         )
         with staged_dir(self._path(rungs)) as folder:
-            torch.save(work.constants(), folder / _STATE)
+            torch.save(changed, folder / _STATE)
             (folder / _RESULT).write_text(codec.to_json(made), encoding="utf-8")
         return made
 
@@ -205,6 +215,11 @@ class _Ladder:
         if not (path / _RESULT).is_file():
             return None
         found = codec.from_json(_Saved, (path / _RESULT).read_bytes(), where=str(path))
+        # What a rung changed is saved; the rest is as the rungs below it gave it.
+        if rungs:
+            self.reach(rungs[:-1])
+        else:
+            self._stand_at_foot()
         self._take_apart(found.apart)
         self._work.kind = found.kind
         self._work.float_nodes = frozenset(found.float_nodes)

@@ -31,7 +31,7 @@ _RATES = (5e-4, 1e-4)
 def apply(work: Work) -> str:
     """Change the weights and biases of ``work.program``."""
     samples = work.training()
-    if not samples or not any(v.is_floating_point() for v in flatten(work.reference(*samples[0]))):
+    if not samples or not _learnable(work, samples[0]):
         return ""
     untrained, before = work.constants(), work.judge(work).sqnr_db
     for rate in _RATES:
@@ -47,6 +47,15 @@ def apply(work: Work) -> str:
         if work.judge(work).sqnr_db > before:
             break
     return f"{_STEPS} steps on {len(samples)} samples"
+
+
+def _learnable(work: Work, sample: Sample) -> bool:
+    """Whether there is a weight to learn, and an output that changes with it."""
+    names = [name for x in graph.layers(work.program) for name in (x.weight, x.bias) if name]
+    held = {name: graph.attribute(work.program, name).clone() for name in names}
+    learned = {name: value.requires_grad_(True) for name, value in held.items()}
+    outputs = flatten(_Student(work.program, {}, learned, {}).run(*sample))
+    return any(value.requires_grad for value in outputs)
 
 
 def train(
@@ -131,9 +140,14 @@ def _rounded_weight(weight: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 def _distance(wanted: tuple[torch.Tensor, ...], given: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Squared error as a share of the power, summed over the float outputs."""
+    """Squared error as a share of the power, summed over the outputs that have a gradient.
+
+    Where the float model gives infinity, as masked scores are, there is nothing to learn.
+    """
     total = torch.zeros(())
     for a, b in zip(wanted, given, strict=True):
-        if a.is_floating_point():
+        if b.requires_grad:
+            finite = a.isfinite()
+            a, b = a.where(finite, 0.0), b.where(finite, 0.0)
             total = total + (a - b).square().mean() / a.square().mean().clamp_min(1e-12)
     return total

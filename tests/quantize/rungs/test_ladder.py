@@ -14,7 +14,7 @@ from edgekit.data import SampleSet, load_samples
 from edgekit.quantize import graph, memory
 from edgekit.quantize.calibrate import calibrate
 from edgekit.quantize.engine import PROGRAM, RepairSettings, repair_program
-from edgekit.quantize.ladder import FOOT, climb, replay
+from edgekit.quantize.ladder import FOOT, _better, climb, replay
 from edgekit.quantize.memory import input_bytes, live_bytes, output_bytes
 from edgekit.quantize.prepare import as_module, export_program, prepare
 from edgekit.quantize.recipes import RECIPES
@@ -292,6 +292,76 @@ def test_a_short_training_brings_the_outputs_closer(
     work.training = lambda: work.calibration(16)
     assert RUNGS["quantization_aware_training"].apply(work)
     assert work.judge(work).sqnr_db > before.sqnr_db + 1
+
+
+class Unlearnable(torch.nn.Module):
+    """Nothing in it can be learned, or no output changes with what is."""
+
+    def __init__(self, *, layer: bool) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3) if layer else torch.nn.Sigmoid()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = (self.conv(x) > 0.1).float()
+        return found
+
+
+@pytest.mark.parametrize("layer", [True, False])
+def test_where_nothing_can_be_learned_nothing_is_trained(
+    layer: bool, sets: dict[str, SampleSet], tmp_path: Path
+) -> None:
+    inputs = (torch.zeros(1, 3, 32, 32),)
+    program = prepare(export_program(Unlearnable(layer=layer).eval(), inputs), inputs)[0]
+    work = make_work(program, sets, tmp_path)
+    work.training = lambda: work.calibration(4)
+    assert RUNGS["quantization_aware_training"].apply(work) == ""
+
+
+def test_masked_scores_are_no_lesson(sets: dict[str, SampleSet], tmp_path: Path) -> None:
+    class Masked(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 3, stride=4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            shown = torch.tensor([0.0, 0.0, float("-inf"), 0.0])
+            scores: torch.Tensor = self.conv(x).mean((2, 3))
+            return scores + shown
+
+    torch.manual_seed(0)
+    inputs = (torch.zeros(1, 3, 32, 32),)
+    program = prepare(export_program(Masked().eval(), inputs), inputs)[0]
+    work = make_work(program, sets, tmp_path)
+    work.training = lambda: work.calibration(4)
+    before = work.judge(work).sqnr_db
+    assert RUNGS["quantization_aware_training"].apply(work)
+    assert all(bool(value.isfinite().all()) for value in work.constants().values())
+    assert work.judge(work).sqnr_db > before - 1
+
+
+def test_a_costly_rung_is_not_kept_for_one_sample() -> None:
+    rung, before = RUNGS["outlier_channels"], Quality(20.0, 0.042)
+    assert not _better(Quality(20.05, 0.040), before, rung, 0.01)
+    assert _better(Quality(20.05, 0.009), before, rung, 0.01)
+    assert _better(Quality(21.5, 0.042), before, rung, 0.01)
+    assert _better(Quality(20.05, 0.040), before, RUNGS["bias_correction"], 0.01)
+
+
+def test_only_what_a_rung_changed_is_saved(
+    exported: torch.export.ExportedProgram, sets: dict[str, SampleSet], tmp_path: Path
+) -> None:
+    work = make_work(exported, sets, tmp_path)
+    steps, _ = climb(work, rungs("bias_correction", "hessian_rounding", "ranges"), tmp_path)
+    assert "hessian_rounding" in steps
+    layers = list(graph.layers(work.program))
+    saved = [set(torch.load(path)) for path in tmp_path.glob("rungs-*/*.pt")]
+    assert set() in saved, "the foot, which is the program"
+    assert {layer.bias for layer in layers} in saved
+    assert {layer.weight for layer in layers} in saved
+    again = make_work(exported, sets, tmp_path)
+    climb(again, rungs("bias_correction", "hessian_rounding", "ranges"), tmp_path)
+    for name, value in work.constants().items():
+        assert torch.equal(value, again.constants()[name])
 
 
 def test_large_outputs_are_judged_on_fewer_samples(
