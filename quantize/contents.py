@@ -19,7 +19,8 @@ from edgekit.types import OpCount
 #: ``delegate``: inside the runtime's accelerated delegate; ``fallback``: outside of it, in the
 #: runtime's own kernels. Where a runtime has no delegate: ``int8`` and ``float`` by what is
 #: computed, ``convert`` between the two, ``other`` on whole numbers, shapes and truth values.
-Placement = Literal["delegate", "fallback", "int8", "float", "convert", "other"]
+#: ``unknown``: this machine's runtime cannot load the file.
+Placement = Literal["delegate", "fallback", "int8", "float", "convert", "other", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)

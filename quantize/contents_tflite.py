@@ -37,13 +37,14 @@ def contents(path: Path) -> Contents:
     types, builtins = schema_names()
     data = memoryview(path.read_bytes())
     graph = Graph(data, types, builtins)
+    placed: dict[Placement, Counter[str]] = {"delegate": Counter(), "fallback": Counter()}
     try:
         inside = delegated(path, len(graph.names))
     except (RuntimeError, ValueError):
-        inside = set()
-    placed: dict[Placement, Counter[str]] = {"delegate": Counter(), "fallback": Counter()}
-    for index, name in enumerate(graph.names):
-        placed["delegate" if index in inside else "fallback"][name] += 1
+        placed = {"unknown": Counter(graph.names)}
+    else:
+        for index, name in enumerate(graph.names):
+            placed["delegate" if index in inside else "fallback"][name] += 1
     parts = {f"{kind} constants": size for kind, size in graph.weights.items()}
     return describe(path, placed, parts, _needs(_Model.root(data), graph))
 

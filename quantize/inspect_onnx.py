@@ -116,8 +116,9 @@ class _Graph:
         self.fused = fused
         self.uncounted: list[str] = []
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
-        self.shapes = {
-            **shapes,
+        # None for a dimension that is a symbol.
+        self.shapes: dict[str, list[Any]] = {
+            **{name: _numbers(shape) for name, shape in shapes.items()},
             **{tensor.name: list(tensor.dims) for tensor in graph.initializer},
         }
         self.types = types
@@ -319,6 +320,10 @@ def as_written(path: Path, model: Any) -> _Graph:
     )
 
 
+def _numbers(shape: list[Any]) -> list[int | None]:
+    return [size if isinstance(size, int) else None for size in shape]
+
+
 def _batch_symbols(model: Any) -> set[str]:
     first = [list(value.type.tensor_type.shape.dim)[:1] for value in model.graph.input]
     return {dim.dim_param for dims in first for dim in dims if dim.dim_param}
@@ -332,8 +337,11 @@ def constant_bytes(path: Path, model: Any) -> Counter[str]:
     tensors = list(model.graph.initializer)
     tensors += [a.t for node in model.graph.node for a in node.attribute if a.HasField("t")]
     for tensor in tensors:
-        kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
-        bits = 4 if kind.endswith("int4") else 8 * _item_bytes(tensor)
+        try:
+            kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
+            bits = 4 if kind.endswith("int4") else 8 * _item_bytes(tensor)
+        except (KeyError, ValueError) as error:
+            raise unreadable(path, _LABEL, f"tensor type {tensor.data_type} is unknown") from error
         found[f"{kind} constants"] += -(-math.prod(tensor.dims) * bits // 8)
         for entry in tensor.external_data:
             if entry.key == "location" and not (path.parent / entry.value).is_file():

@@ -30,6 +30,7 @@ _PLACES: dict[Placement, str] = {
     "float": "in float",
     "convert": "type changes",
     "other": "other operators",
+    "unknown": "placement unknown",
 }
 _TIMEOUT_S = 600.0
 _MEMORY_BYTES = 8_000_000_000

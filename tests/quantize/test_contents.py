@@ -92,6 +92,25 @@ def test_tflite_says_what_xnnpack_takes_and_the_versions(tmp_path: Path) -> None
     check_size(found, path)
 
 
+def test_tflite_with_operators_of_others_has_no_placement(tmp_path: Path) -> None:
+    import flatbuffers
+    import litert_torch
+    from ai_edge_litert import schema_py_generated as schema
+
+    path = tmp_path / "net.tflite"
+    litert_torch.convert(nets.net(), nets.net_input()).export(str(path))
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0))
+    code = next(c for c in model.operatorCodes if c.builtinCode == schema.BuiltinOperator.CONV_2D)
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.CUSTOM
+    code.customCode = b"TheirConvolution"
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path.write_bytes(bytes(builder.Output()))
+    found = tflite_contents(path)
+    assert {one.placement for one in found.operators} == {"unknown"}
+    assert ops(found, "unknown")["DEPTHWISE_CONV_2D"] == 1
+
+
 def test_torchscript_says_what_was_run_and_its_format(tmp_path: Path) -> None:
     path = tmp_path / "net.pt"
     torch.jit.trace(nets.net(), nets.net_input()).save(str(path))

@@ -244,3 +244,33 @@ def test_without_onnx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(MissingExtra, match=package):
             inspect(tmp_path / "any.onnx")
+
+
+def _product(path: Path, kind: int = TensorProto.FLOAT) -> None:
+    """A matrix product over sequences whose length has a name."""
+    shape: list[str | int | None] = ["batch", "sequence", 8]
+    weight = numpy_helper.from_array(np.ones((8, 4), np.float32), "w")
+    weight.data_type = kind
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [*shape[:2], 4])],
+        [weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    path.write_bytes(model.SerializeToString())
+
+
+def test_a_named_axis_beside_the_batch_has_no_count(tmp_path: Path) -> None:
+    path = tmp_path / "sequence.onnx"
+    _product(path)
+    assert any("no static shape for 1" in note for note in inspect(path).notes)
+
+
+@pytest.mark.parametrize("kind", [99, 0])
+def test_an_unknown_type_of_tensor_is_said(kind: int, tmp_path: Path) -> None:
+    path = tmp_path / "strange.onnx"
+    _product(path, kind)
+    with pytest.raises(UsageError, match=f"tensor type {kind} is unknown"):
+        inspect(path)
