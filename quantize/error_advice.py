@@ -64,6 +64,10 @@ def _own(case: Case, facts: Facts) -> str:
     weights = facts.weight_share or 0.0
     if weights >= _MOST:
         return _weights(recipe, facts, weights)
+    if recipe.scheme == "dynamic":
+        start = f"{1 - weights:.0%} of its own error is its input, rounded by one scale"
+        rung = "float_layers" if "outlier_channels" in recipe.steps else "outlier_channels"
+        return f"{start}: the {rung} rung"
     if facts.clip_share >= _MOST:
         return _clipping(case, facts)
     if facts.stretch >= _WASTED:

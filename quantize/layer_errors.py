@@ -114,7 +114,7 @@ class ArtifactErrors:
     def worst(self, count: int = 10) -> tuple[LayerError, ...]:
         """The layers that add most error themselves, worst first.
 
-        Where the own error of none is known (dynamic recipes), those with the most in place.
+        Where the own error of none is known, those with the most in place.
         """
         known = [layer for layer in self.layers if layer.node.facts is not None]
         if not known:

@@ -1,7 +1,8 @@
 """How much error each layer adds by itself, with float inputs, and what it is made of.
 
 By the simulation of :mod:`edgekit.quantize.simulate`: the layer's weights on their grids as the
-rungs left them, its bias the float one, its output on the grid of its range. Where the rungs
+rungs left them, its bias the float one, its output on the grid of its range; in dynamic INT8 the
+inputs of linear layers are rounded as they arrive. Where the rungs
 corrected biases, the constant error per channel is taken off first: a correction also makes up for
 the layers before, so it cannot be had from the corrected bias itself.
 """
@@ -16,6 +17,7 @@ from torch import fx
 
 from edgekit import quality
 from edgekit.quantize import graph, origins
+from edgekit.quantize.float_nodes import linear_layers
 from edgekit.quantize.graph import ATEN
 from edgekit.quantize.layer_errors import Facts, Node
 from edgekit.quantize.ranges import Range
@@ -26,6 +28,7 @@ from edgekit.quantize.simulate import (
     activation_grids,
     arguments,
     round_weight,
+    rounded_as_it_is,
     rounded_nodes,
     run_samples,
 )
@@ -82,6 +85,10 @@ class _Simulation:
                 dtype=recipe.activations,
                 float_nodes=recipe.float_nodes,
             )
+        self._dynamic = recipe.scheme == "dynamic"
+        chosen = {layer.name for layer in graph.layers(reference)} - set(recipe.float_nodes)
+        if self._dynamic:
+            chosen = set(linear_layers(reference, recipe.float_nodes))
         names = rounded_nodes(reference)
         self.wanted = {node for node in reference.graph.nodes if node.name in names}
         mended = {layer.name: layer for layer in graph.layers(repaired)}
@@ -91,7 +98,7 @@ class _Simulation:
         self._corrected: set[str] = set()
         for layer in graph.layers(reference):
             self.by_output[layer.output] = layer
-            if layer.name in recipe.float_nodes or layer.name not in mended:
+            if layer.name not in chosen or layer.name not in mended:
                 continue
             self._layers[layer.node] = layer
             twin = mended[layer.name]
@@ -102,7 +109,10 @@ class _Simulation:
                 if not torch.equal(before, graph.attribute(repaired, twin.bias)):
                     self._corrected.add(layer.name)
         self._reference = reference
+        # What the layers give with rounded weights; and with rounded inputs as well, where the
+        # runtime rounds them as they arrive.
         self._rounded: dict[fx.Node, Values] = {}
+        self._both_rounded: dict[fx.Node, Values] = {}
         self.facts: dict[fx.Node, Facts] = {}
 
     def before(self, node: fx.Node, get: Get) -> None:
@@ -110,15 +120,20 @@ class _Simulation:
         layer = self._layers.get(node)
         if layer is None:
             return
-        call: Any = node.target
+        given = arguments(node, get)
+        self._rounded[layer.output] = self._run(layer, given)
+        if self._dynamic:
+            rounded = [(rounded_as_it_is(value), *rest) for value, *rest in given]
+            self._both_rounded[layer.output] = self._run(layer, rounded)
+
+    def _run(self, layer: graph.Layer, given: Sequence[tuple[Any, ...]]) -> Values:
+        call: Any = layer.node.target
         weight = self._weights[layer.name]
-        given = [
-            call(value, weight, *rest, **node.kwargs) for value, _, *rest in arguments(node, get)
-        ]
+        found = [call(value, weight, *rest, **layer.node.kwargs) for value, _, *rest in given]
         if layer.activation is not None:
             clamp: Any = layer.activation.target
-            given = [clamp(value, *layer.activation.args[1:]) for value in given]
-        self._rounded[layer.output] = given
+            found = [clamp(value, *layer.activation.args[1:]) for value in found]
+        return found
 
     def observe(self, node: fx.Node, values: Values) -> Values:
         """Compare, where a runtime rounds; the float values go on."""
@@ -145,9 +160,17 @@ class _Simulation:
             )
         if grid is None:
             assert layer is not None
+            noise = weight_noise or 0.0
+            if node in self._both_rounded:
+                _, noise, _ = _without_shift(
+                    wanted,
+                    torch.stack(self._both_rounded.pop(node)),
+                    1 + graph.channel_dim(layer.node, values[0]),
+                    remove=layer.name in self._corrected,
+                )
             return Facts(
-                own_sqnr_db=decibels(signal, weight_noise or 0.0),
-                weight_share=1.0,
+                own_sqnr_db=decibels(signal, noise),
+                weight_share=min((weight_noise or 0.0) / noise, 1.0) if noise else 1.0,
                 weight_spread=self._weight_spread(layer),
                 shift_share=shift,
             )

@@ -162,7 +162,7 @@ def simulate_dynamic(
         if node.name in layers:
             call: Any = node.target
             made[node.name] = [
-                call(_rounded_as_it_is(value), *rest) for value, *rest in arguments(node, get)
+                call(rounded_as_it_is(value), *rest) for value, *rest in arguments(node, get)
             ]
 
     def quantized(node: fx.Node, values: Values) -> Values:
@@ -182,7 +182,8 @@ def arguments(node: fx.Node, get: Get) -> list[tuple[Any, ...]]:
     ]
 
 
-def _rounded_as_it_is(value: torch.Tensor) -> torch.Tensor:
+def rounded_as_it_is(value: torch.Tensor) -> torch.Tensor:
+    """On the affine grid between its own extremes and zero, as a value that arrives is rounded."""
     low, high = (float(end) for end in torch.aminmax(value))
     return activation_grid(min(low, 0.0), max(high, 0.0)).round(value)
 
