@@ -79,9 +79,13 @@ def _chain(gm: fx.GraphModule, start: fx.Node) -> list[fx.Node]:
 
 
 def _is_link(gm: fx.GraphModule, node: fx.Node) -> bool:
+    # A bias that is computed could not be told from one that there is not.
+    computed = [arg for arg in node.args[2:] if isinstance(arg, fx.Node) and arg.op != "get_attr"]
     if node.target == ATEN.layer_norm.default:
         sizes: Any = node.args[1]
-        return len(sizes) == 1
+        return len(sizes) == 1 and not computed
+    if node.target in graph.LINEARS and computed:
+        return False
     linear = node.target in graph.LINEARS and edit.layer_weight(gm, node) is not None
     return linear or node.target in _ELEMENTWISE
 
@@ -102,9 +106,11 @@ def _rewrite(gm: fx.GraphModule, link: fx.Node, value: Any, norm: _Affine) -> tu
     if link.target != ATEN.layer_norm.default:
         return edit.insert(gm, link, link.target, value, *link.args[1:], **link.kwargs), None
     weight_node, bias_node, eps = arguments(link)
-    weight = graph.constant(gm, weight_node)
+    weight, bias = graph.constant(gm, weight_node), graph.constant(gm, bias_node)
+    if weight is None and bias is not None:
+        weight = torch.ones_like(bias)
     normed = _normalised(gm, link, value, eps)
-    return normed, None if weight is None else (weight, graph.constant(gm, bias_node))
+    return normed, None if weight is None else (weight, bias)
 
 
 def _normalised(gm: fx.GraphModule, link: fx.Node, value: Any, eps: float) -> fx.Node:

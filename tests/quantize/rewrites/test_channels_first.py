@@ -55,6 +55,30 @@ def test_a_chain_needs_no_permutation(between: tuple[nn.Module, ...]) -> None:
     assert len(list(graph.layers(result))) == 1 + linears, "means are no layers"
 
 
+class Shifted(nn.Module):
+    """A norm that shifts and does not scale; computed, or a constant."""
+
+    def __init__(self, *, computed: bool) -> None:
+        super().__init__()
+        self.shift, self.linear = nn.Parameter(torch.randn(6)), nn.Linear(6, 9)
+        self.computed = computed
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(x).permute(0, 2, 3, 1)
+        shift = x.mean((0, 2, 3)) if self.computed else self.shift
+        y = nn.functional.layer_norm(y, (6,), None, shift)
+        return torch.sigmoid(self.linear(y).permute(0, 3, 1, 2))
+
+
+def test_a_norm_that_shifts_only_keeps_its_shift() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 6, 7, 5)
+    count, _, db = rewritten(program(Shifted(computed=False), x), "channels_first", x)
+    assert count == 1 and db > 100
+    count, _, _ = rewritten(program(Shifted(computed=True), x), "channels_first", x)
+    assert count == 0
+
+
 def test_what_is_not_a_chain_stays() -> None:
     x = torch.randn(1, 6, 7, 7)
     for block in (
