@@ -101,11 +101,16 @@ def within(drop: float, max_drop: float) -> bool:
 
 
 def top1_agreement(reference: Array, other: Array) -> float:
-    """Fraction (0..1) of positions with the same largest class; shape (n, ..., C), classes last.
+    """Fraction (0..1) of positions with the same largest class.
 
-    Equal scores count for the first of them, as in numpy. A single score (C = 1) is one of two
-    classes: see `metric_drop`. A position with NaN never agrees.
+    Classes are the last axis of (n, C) and (n, length, C), and axis 1 of maps (n, C, H, W), unless
+    all others have one element. Equal scores count for the first of them, as in numpy. A single
+    score (C = 1) is one of two classes: see `metric_drop`. A position with NaN never agrees.
+
+    Raises:
+        DataError: one value per sample, without an axis of classes.
     """
+    reference, other = _classes_last(reference), _classes_last(other)
     threshold = _threshold(reference)
     agree = total = 0
     for ref, out in _blocks(reference, other):
@@ -157,7 +162,8 @@ def output_drops(
     model lie in 0..1 and else from 0 on. ``agreement``: 1 - top-1 agreement. ``cosine``: 1 - mean
     over samples of the cosine between the flattened outputs. ``relative_error``: squared error over
     all samples relative to the float output's squared distance from its own mean, at most 1; so a
-    constant loses everything (1 - R^2, the fraction of variance unexplained).
+    constant loses everything (1 - R^2, the fraction of variance unexplained); of integers and truth
+    values, the share that differs.
 
     Args:
         labels: (n,) integers, for ``top1``.
@@ -220,7 +226,20 @@ def _drop(metric: Metric, reference: Array, other: Array, labels: Array | None) 
         return 1.0 - top1_agreement(reference, other)
     if metric == "cosine":
         return 1.0 - _mean_cosine(reference, other)
+    if reference.dtype.kind != "f":
+        return _unlike(reference, other)
     return _relative_error(reference, other)
+
+
+def _classes_last(outputs: Array) -> Array:
+    if outputs.ndim < 2:
+        raise DataError(
+            f"The metric agreement needs scores per class; the outputs are of shape "
+            f"{outputs.shape}, one value per sample.",
+            remedy='Set metric = "relative_error".',
+        )
+    is_map = outputs.ndim > 3 and math.prod(outputs.shape[1:-1]) != 1
+    return np.moveaxis(outputs, 1, -1) if is_map else outputs
 
 
 def _threshold(reference: Array) -> float:
@@ -325,6 +344,12 @@ def _mean_cosine(reference: Array, other: Array) -> float:
         # Two zero vectors are the same answer, though their angle is undefined.
         total += float(np.sum(np.where(same, 1.0, cosine)))
     return total / len(reference)
+
+
+def _unlike(reference: Array, other: Array) -> float:
+    """The share of elements that differ: numbers of classes and truth values have no distance."""
+    unlike = sum(int(np.count_nonzero(ref != out)) for ref, out in _blocks(reference, other))
+    return unlike / reference.size
 
 
 def _relative_error(reference: Array, other: Array) -> float:

@@ -96,6 +96,35 @@ def test_top1_agreement_counts_positions_and_nan_never_agrees() -> None:
     assert quality.top1_agreement(LOGITS, other) == 29 / 40
 
 
+def test_classes_of_a_map_are_its_channels() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(4, 3, 16, 16)).astype(np.float32)
+    turned = np.roll(scores, 1, axis=1)
+    assert quality.metric_drop("agreement", [scores], [turned], None) == 1.0
+    half = np.where(np.arange(16) < 8, scores, turned)
+    assert quality.metric_drop("agreement", [scores], [half], None) == 0.5
+    tokens = rng.normal(size=(4, 16, 3)).astype(np.float32)
+    assert quality.top1_agreement(tokens, np.roll(tokens, 1, axis=-1)) == 0.0
+
+
+def test_one_value_per_sample_has_no_classes_to_agree_on() -> None:
+    values = np.arange(50, dtype=np.float32)
+    with pytest.raises(DataError, match="one value per sample"):
+        quality.metric_drop("agreement", [values], [values], None)
+
+
+def test_integers_and_truth_values_differ_or_not() -> None:
+    """However far apart two classes are numbered, and however rare a truth is."""
+    classes = np.arange(1000)
+    other = classes.copy()
+    other[:10] = 999
+    assert quality.metric_drop("relative_error", [classes], [other], None) == 0.01
+    rare = np.arange(500) % 50 == 0
+    flipped = rare.copy()
+    flipped[1] = True
+    assert quality.output_drops("agreement", [LOGITS, rare], [LOGITS, flipped], None)[1] == 0.002
+
+
 def test_drop_of_the_labelled_metric_is_a_difference_of_accuracies() -> None:
     wrong = LABELS.copy()
     wrong[:8] = (wrong[:8] + 1) % 10
