@@ -22,6 +22,8 @@ from torch import fx
 
 from edgekit.quantize.base import ExportRequest
 from edgekit.quantize.check import Verdict, worst
+from edgekit.quantize.dead_channels import raise_dead_channels
+from edgekit.quantize.ranges import load_ranges
 
 #: A call: operator, positional and keyword arguments.
 Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
@@ -58,8 +60,14 @@ class Decomposed:
 
 
 def load_program(request: ExportRequest) -> torch.export.ExportedProgram:
-    """The program of a request, with what its runtime cannot convert taken apart."""
+    """The program of a request, as its runtime can convert it and hold it.
+
+    What it cannot convert is taken apart, and in static recipes every bias fits its integers.
+    """
     program = torch.export.load(request.program)
+    if request.recipe.scheme == "static":
+        assert request.ranges is not None
+        program = raise_dead_channels(program, load_ranges(request.ranges), request.recipe)
     decompose(program, request.runtime)
     return program
 
