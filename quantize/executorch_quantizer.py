@@ -28,7 +28,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 from edgekit.quantize import graph
 from edgekit.quantize.graph import ATEN
 from edgekit.quantize.ranges import Range
-from edgekit.quantize.simulate import activation_grid
+from edgekit.quantize.simulate import activation_grid, weight_scales
 
 PADS = (ATEN.pad.default, ATEN.constant_pad_nd.default)
 _SCALED = (ATEN.add.Tensor, ATEN.mul.Tensor)
@@ -59,6 +59,10 @@ class DynamicQuantizer(XNNPACKQuantizer):  # type: ignore[misc]
 
     def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
         return model
+
+
+#: What XNNPACK's int8 kernels multiply a sum by at most, to bring it to the output's grid.
+_MOST_FINER = 256
 
 
 class CalibratedQuantizer(XNNPACKQuantizer):  # type: ignore[misc]
@@ -98,9 +102,11 @@ class CalibratedQuantizer(XNNPACKQuantizer):  # type: ignore[misc]
         return model
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        self._float = {*self._float, *self._beyond_kernels(model)}
         for node in model.graph.nodes:
-            if node.name in self._float:
-                # Annotated, so that nothing else annotates it; without a spec, so it is float.
+            if node.name in self._float or graph.gives_integers(node):
+                # Annotated, so that nothing else annotates it; without a spec, so it is float. The
+                # stock quantizer takes integers for floats where they are joined.
                 node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)
         self._annotate_clamped_layers(model)
         super().annotate(model)
@@ -108,6 +114,24 @@ class CalibratedQuantizer(XNNPACKQuantizer):  # type: ignore[misc]
         self._annotate_averages(model)
         self._fix_ranges(model)
         return model
+
+    def _beyond_kernels(self, model: fx.GraphModule) -> set[str]:
+        """Layers, and their clamps, whose output's grid is far finer than that of their products.
+
+        XNNPACK multiplies sums by less than 256, or does not load the file.
+        """
+        found: set[str] = set()
+        for layer in graph.layers(model):
+            ends: tuple[Any, fx.Node] = layer.node.args[0], layer.output
+            if any(end.name not in self._ranges for end in ends):
+                continue
+            given, made = (
+                activation_grid(*self._ranges[end.name].of(self._kind)).scale for end in ends
+            )
+            scales = weight_scales(graph.attribute(model, layer.weight), layer.channel_axis)
+            if float(scales.max()) * given / made >= _MOST_FINER:
+                found |= {layer.name, layer.output.name}
+        return found
 
     def _annotate_clamped_layers(self, model: fx.GraphModule) -> None:
         """Layer + ReLU6 (or ReLU) as one pattern: only the clamped value is quantized."""

@@ -157,6 +157,13 @@ def is_clamp(node: fx.Node) -> bool:
     return True
 
 
+def gives_integers(node: fx.Node) -> bool:
+    """True for operators whose result is a tensor of integers or truth values."""
+    value = node.meta.get("val")
+    integers = isinstance(value, torch.Tensor) and not value.is_floating_point()
+    return integers and node.op == "call_function"
+
+
 def last_uses(gm: fx.GraphModule) -> dict[fx.Node, list[fx.Node]]:
     """By node, the arguments of it that no later node takes."""
     last: dict[fx.Node, fx.Node] = {}

@@ -24,11 +24,13 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import fx
 
 from edgekit.data import open_samples
 from edgekit.quantize.base import ExportRequest, tool_versions
 from edgekit.quantize.decompositions import load_program
 from edgekit.quantize.float_nodes import dynamic_layers, float_closure
+from edgekit.quantize.graph import ATEN
 from edgekit.quantize.onnx_values import (
     computing,
     leave_float,
@@ -66,7 +68,7 @@ def _quantize(
     gm = as_module(program)
     float_nodes = set(request.recipe.float_nodes)
     if request.recipe.scheme == "static":
-        float_nodes |= taken_apart(gm, "onnx")
+        float_nodes |= taken_apart(gm, "onnx") | _grouped_transposed(gm)
     left = float_closure(gm, float_nodes)
     exported = onnx.load(str(float_file))
     name_after_nodes(exported.graph, program)
@@ -93,6 +95,15 @@ def _quantize(
         quantize_weights(model.graph, excluded)
         onnx.save(model, str(request.out))
     prepared.unlink()
+
+
+def _grouped_transposed(gm: fx.GraphModule) -> set[str]:
+    """Names of the layers whose weight scales onnxruntime cannot match with their biases."""
+    return {
+        node.name
+        for node in gm.graph.nodes
+        if node.target == ATEN.conv_transpose2d.input and len(node.args) > 6 and node.args[6] != 1
+    }
 
 
 def _static(

@@ -46,6 +46,13 @@ _SAME = 1e-3
 #: Products with constant weights; ai-edge-quantizer counts convolutions to the recipe too.
 _DYNAMIC = (qtyping.TFLOperationName.FULLY_CONNECTED, qtyping.TFLOperationName.BATCH_MATMUL)
 
+_RECURRENT = (
+    ATEN.lstm.input,
+    ATEN.gru.input,
+    ATEN.rnn_tanh.input,
+    ATEN.rnn_relu.input,
+)
+
 
 def dynamic_recipe() -> Any:
     manager = recipe_manager.RecipeManager()
@@ -144,10 +151,12 @@ def _has_shared_outputs(model: Path) -> bool:
 
 
 def _quantize(float_file: Path, gm: fx.GraphModule, request: ExportRequest) -> bytes:
+    float_nodes = set(request.recipe.float_nodes)
     if request.recipe.scheme == "dynamic":
         dynamic_layers(gm, request.recipe.float_nodes)
+        # Their products have constant weights, too, once they are taken apart.
+        float_nodes |= {node.name for node in gm.graph.nodes if node.target in _RECURRENT}
     quantizing = quantizer.Quantizer(str(float_file), _RECIPES[request.recipe.name]())
-    float_nodes = set(request.recipe.float_nodes)
     if request.recipe.scheme == "static":
         float_nodes |= quotients(gm) | taken_apart(gm, "tflite")
     if request.recipe.activations == "int8":

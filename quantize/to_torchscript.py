@@ -113,7 +113,9 @@ def quantize(gm: fx.GraphModule, request: ExportRequest) -> fx.GraphModule:
         # In int8 an average is on the grid of what it is of, which is coarse for it.
         *(node.name for node in gm.graph.nodes if node.target in graph.AVERAGES),
     }
-    rebuilt = to_modules(gm, float_closure(gm, float_nodes))
+    # FX would look for the ranges of integers.
+    integers = {node.name for node in gm.graph.nodes if graph.gives_integers(node)}
+    rebuilt = to_modules(gm, float_closure(gm, float_nodes) | integers)
     prepared = prepare_fx(rebuilt, _qconfig_mapping(), example_inputs(request.inputs))
     names = _names(gm, rebuilt, prepared)
     for node in prepared.graph.nodes:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from edgekit import registry
 from edgekit.errors import ExportFailed
@@ -13,7 +16,7 @@ from edgekit.quantize.graph import layers
 from edgekit.quantize.inspect import inspect_file
 from edgekit.quantize.promise import promised_share
 from edgekit.quantize.recipes import RECIPES
-from tests.quantize.cases import RUNTIMES, Case, case
+from tests.quantize.cases import RUNTIMES, Case, case, case_of
 from tests.quantize.nets import Residual, build
 from tests.quantize.transformers import vit
 
@@ -115,3 +118,27 @@ def test_nothing_to_make_dynamic_is_said(runtime: str, tmp_path: Path) -> None:
     given = case(torch.nn.Conv2d(3, 4, 3).eval(), tmp_path, ["x"])
     with pytest.raises(ExportFailed, match="no linear layer"):
         given.export(runtime, DYNAMIC, tmp_path / "out")
+
+
+class Recurrent(nn.Module):
+    """The products of a GRU have constant weights, too, and stay float in dynamic INT8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.head = nn.GRU(12, 16, batch_first=True), nn.Linear(16, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.head(self.gru(x)[0])
+        return found
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "tflite", "torchscript"])
+def test_recurrent_layers_stay_float(runtime: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    sets = [[rng.normal(size=(8, 1, 5, 12)).astype(np.float32)] for _ in range(2)]
+    given = case_of(Recurrent().eval(), tmp_path, ["x"], *sets)
+    artifact = given.export(runtime, DYNAMIC, tmp_path / "out")
+    share = inspect_file(artifact).int8_mac_share
+    assert share == pytest.approx(16 * 6 / (16 * 6 + 3 * 16 * (12 + 16)), abs=0.01)
+    assert given.sqnr_db(artifact, runtime)[0] > 35

@@ -107,6 +107,68 @@ def test_a_clamp_after_a_transposed_convolution(runtime: str, tmp_path: Path) ->
     assert given.sqnr_db(artifact, runtime)[0] > 30
 
 
+class Whole(nn.Module):
+    """Arithmetic on token numbers before an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(20, 8), nn.Linear(8, 4)
+        self.first = nn.Buffer(torch.tensor([[3]]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places = torch.cat([self.first, x * 2 + 1], 1)
+        found: torch.Tensor = self.head(self.table(places))
+        return found
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_arithmetic_on_integers_stays_on_integers(runtime: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sets = [[np.random.default_rng(i).integers(0, 9, (16, 1, 5))] for i in range(2)]
+    given = case_of(Whole().eval(), tmp_path, ["x"], *sets)
+    artifact = given.export(runtime, "static_wi8_ai8", tmp_path / "out")
+    assert given.sqnr_db(artifact, runtime)[0] > 30
+
+
+class GroupedUp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.up = nn.Conv2d(3, 8, 3, 2), nn.ConvTranspose2d(8, 8, 2, 2, groups=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.up(torch.relu(self.conv(x)))
+        return found
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_transposed_convolution_in_groups(runtime: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given = case(GroupedUp().eval(), tmp_path, ["x"])
+    artifact = given.export(runtime, "static_wi8_ai8", tmp_path / "out")
+    assert given.sqnr_db(artifact, runtime)[0] > 30
+
+
+class Steep(nn.Module):
+    """Products far beyond the clamp that follows them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+        self.first.weight.data *= 2000
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x.mean((2, 3))[:, :1].expand(1, 8))
+        found: torch.Tensor = self.last(nn.functional.hardtanh(y, 0.0, 0.02))
+        return found
+
+
+def test_executorch_loads_layers_that_their_clamp_cuts_off(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given = case(Steep().eval(), tmp_path, ["x"])
+    artifact = given.export("executorch", "static_wi8_ai8", tmp_path / "out")
+    assert given.sqnr_db(artifact, "executorch")[0] > 15
+
+
 class Outputs(nn.Module):
     """Gives logits, with what ``also`` makes of the features and the logits."""
 
