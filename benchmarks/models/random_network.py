@@ -64,6 +64,37 @@ def _attend(x: torch.Tensor, project: nn.Module, out: nn.Module) -> torch.Tensor
     return x + mixed.transpose(1, 2).reshape(x.shape)
 
 
+def _attend_to_earlier(x: torch.Tensor, project: nn.Module, out: nn.Module) -> torch.Tensor:
+    tokens = F.avg_pool2d(x, 4).flatten(2).transpose(1, 2)
+    query, key, value = project(tokens).chunk(3, -1)
+    later = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).triu(1)
+    scores = (query @ key.transpose(1, 2) * CHANNELS**-0.5).masked_fill(later, -10000)
+    mixed = out(scores.softmax(-1) @ value).transpose(1, 2).reshape(1, CHANNELS, SIDE // 4, -1)
+    return x + F.interpolate(mixed, scale_factor=4)
+
+
+def _faded(x: torch.Tensor, layer: nn.Conv2d) -> torch.Tensor:
+    """A convolution some of whose channels are only a bias."""
+    kept = (torch.arange(CHANNELS) % 3 > 0).float().view(-1, 1, 1, 1)
+    return F.conv2d(x, layer.weight * kept, layer.bias)
+
+
+def _rows(x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+    found: torch.Tensor = layer(x.flatten(2)).view(x.shape)
+    return found
+
+
+class Product(nn.Module):
+    """A product with a constant matrix on the last axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(CHANNELS, CHANNELS) * CHANNELS**-0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.matrix
+
+
 def _last_axis(x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
     found: torch.Tensor = layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     return found
@@ -88,7 +119,11 @@ OF_ONE: tuple[Callable[[], nn.Module], ...] = (
     lambda: nn.GroupNorm(2, CHANNELS),
     lambda: nn.InstanceNorm2d(CHANNELS),
     lambda: Of(_last_axis, nn.LayerNorm(CHANNELS)),
+    lambda: Of(_last_axis, nn.RMSNorm(CHANNELS, eps=1e-3)),
     lambda: Of(_last_axis, nn.Linear(CHANNELS, CHANNELS)),
+    lambda: Of(_last_axis, Product()),
+    lambda: Of(_faded, conv(1)),
+    lambda: Of(_rows, nn.Conv1d(CHANNELS, CHANNELS, 5, padding=2)),
     nn.ReLU,
     nn.ReLU6,
     nn.Hardswish,
@@ -104,6 +139,14 @@ OF_ONE: tuple[Callable[[], nn.Module], ...] = (
     lambda: nn.Softmax(1),
     lambda: Of(_squeeze_excite, conv(1), conv(1)),
     lambda: Of(_attend, nn.Linear(CHANNELS, 3 * CHANNELS), nn.Linear(CHANNELS, CHANNELS)),
+    lambda: Of(_attend_to_earlier, nn.Linear(CHANNELS, 24), nn.Linear(CHANNELS, CHANNELS)),
+    nn.Hardtanh,
+    nn.LogSigmoid,
+    lambda: Of(lambda x: F.glu(torch.cat([x, x.flip(1)], 1), 1)),
+    lambda: Of(lambda x: x.amax(1, keepdim=True) - x),
+    lambda: Of(lambda x: x / (x.std((2, 3), keepdim=True) + 0.1)),
+    lambda: Of(lambda x: torch.log1p(x.abs())),
+    lambda: Of(torch.sin),
     lambda: Of(lambda x: x.clamp(-1, 2)),
     lambda: Of(lambda x: x + 3),
     lambda: Of(lambda x: 1 - x),
@@ -124,6 +167,13 @@ OF_ONE: tuple[Callable[[], nn.Module], ...] = (
     lambda: Of(lambda x: F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3, 1)),
     lambda: Of(
         lambda x, layer: layer(F.max_pool2d(x, 2)), nn.ConvTranspose2d(CHANNELS, CHANNELS, 2, 2)
+    ),
+    lambda: Of(
+        lambda x, layer: F.relu6(layer(F.max_pool2d(x, 2))),
+        nn.ConvTranspose2d(CHANNELS, CHANNELS, 2, 2, groups=2),
+    ),
+    lambda: Of(
+        lambda x, layer: layer(F.pad(x, (1, 1, 1, 1), value=4.0)), nn.Conv2d(CHANNELS, CHANNELS, 3)
     ),
     lambda: Of(
         lambda x, layer: F.pixel_shuffle(layer(x), 2)[:, :, :SIDE, SIDE:],
