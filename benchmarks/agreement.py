@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +86,7 @@ def cells(number: int) -> Row:
     from edgekit.quality import sqnr_db
     from edgekit.quantize.base import ExportRequest, export
     from edgekit.quantize.calibrate import calibrate
-    from edgekit.quantize.engine import PROGRAM, prepare_model
+    from edgekit.quantize.engine import PROGRAM, lossy_nodes, prepare_model
     from edgekit.quantize.prepare import as_module
     from edgekit.quantize.ranges import save_ranges
     from edgekit.quantize.recipes import RECIPES as known
@@ -107,14 +107,16 @@ def cells(number: int) -> Row:
         inputs = [(torch.from_numpy(sample),) for sample in samples[:CALIBRATED]]
         prepared = prepare_model(network, inputs[0], ("x",), folder)
         gm = as_module(torch.export.load(folder / PROGRAM))
-        save_ranges(folder / "ranges.json", calibrate(gm, lambda: inputs))
+        ranges = calibrate(gm, lambda: inputs)
+        save_ranges(folder / "ranges.json", ranges)
+        lossy = tuple(sorted(lossy_nodes(gm, ranges)))
         stored = _stored(folder, samples[:CALIBRATED], prepared.inputs)
         for runtime in registry.RUNTIMES:
             for recipe in RECIPES:
                 static = known[recipe].scheme == "static"
                 request = ExportRequest(
                     runtime=runtime,
-                    recipe=known[recipe],
+                    recipe=replace(known[recipe], float_nodes=lossy if static else ()),
                     program=folder / PROGRAM,
                     inputs=prepared.inputs,
                     out=folder / f"{recipe}{registry.RUNTIMES[runtime].extension}",

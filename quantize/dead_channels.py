@@ -16,11 +16,12 @@ from torch import fx
 from edgekit.quantize import graph
 from edgekit.quantize.prepare import as_module, with_constants
 from edgekit.quantize.ranges import Range
-from edgekit.quantize.simulate import activation_grid
 from edgekit.types import Recipe
 
 #: Half of what an int32 holds; the rest is for the products.
 _MOST = 2**30
+#: Of inputs that are always zero.
+_LEAST_SCALE = 1e-10
 
 
 def raise_dead_channels(
@@ -44,7 +45,10 @@ def _raised(
         assert isinstance(source, fx.Node)
         if layer.bias is None or source.name not in ranges or layer.name in recipe.float_nodes:
             continue
-        scale = activation_grid(*ranges[source.name].of(recipe.ranges), recipe.activations).scale
+        low, high = ranges[source.name].of(recipe.ranges)
+        # Not as ``activation_grid`` has it, which has a least scale: TFLite has none.
+        steps = max(-low, high) / 32767 if recipe.activations == "int16" else (high - low) / 255
+        scale = max(steps, _LEAST_SCALE)
         weight, bias = graph.attribute(gm, layer.weight), graph.attribute(gm, layer.bias)
         changed = _with_room(weight, bias, layer.channel_axis, scale)
         if changed is not None:

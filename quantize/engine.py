@@ -201,7 +201,7 @@ def repair_program(
         on_step("calibrate")
         advance = counted(on_step, "calibrate", 2 * calibration.n)
         ranges = _ranges(reference, calibration, calibrated / RANGES, advance)
-        float_nodes = _structure(reference, ranges)
+        float_nodes = lossy_nodes(reference, ranges)
     save_ranges(folder / RANGES, ranges)
     if calibration is None and recipe.steps:
         raise DataError(
@@ -305,7 +305,7 @@ def _ranges(
     return ranges
 
 
-def _structure(reference: fx.GraphModule, ranges: Mapping[str, Range]) -> set[str]:
+def lossy_nodes(reference: fx.GraphModule, ranges: Mapping[str, Range]) -> set[str]:
     """Nodes that INT8 cannot hold whatever the weights are."""
     extremes = {name: found.minmax for name, found in ranges.items()}
     return (

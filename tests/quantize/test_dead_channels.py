@@ -101,3 +101,24 @@ def test_weights_beside_which_the_bias_fits_stay_as_they_are(faded: Case) -> Non
         module(torch.from_numpy(faded.inputs[0][0])) for module in (faded.gm, raised)
     )
     assert quality.sqnr_db(wanted.detach().numpy(), found.detach().numpy()) > 80
+
+
+class Centred(nn.Module):
+    """The average of what was centred is nothing, and the layer behind it only a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, 2), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        found: torch.Tensor = self.head((x - x.mean((2, 3), keepdim=True)).mean((2, 3)))
+        return found
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_inputs_of_nothing_leave_the_bias(runtime: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given = case(Centred().eval(), tmp_path, ["x"])
+    artifact = given.export(runtime, "static_wi8_ai8", tmp_path / "out")
+    assert given.sqnr_db(artifact, runtime)[0] > 35
