@@ -134,7 +134,7 @@ def _value(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any
         found = graph.constant(gm, operand)
         if found is None and operand in read:
             # A constant that is not folded itself, as it is too large or returned.
-            return _value(gm, operand, values)
+            values[operand] = found = _value(gm, operand, values)
         if found is None:
             # The first operand of one of `_LIKE`.
             like = operand.meta["val"]
