@@ -6,74 +6,24 @@ import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from edgekit.data import SampleSet, load_samples
+from edgekit.data import SampleSet
 from edgekit.quantize import graph, memory
-from edgekit.quantize.calibrate import calibrate
 from edgekit.quantize.engine import PROGRAM, RepairSettings, repair_program
 from edgekit.quantize.ladder import FOOT, _better, climb, replay
 from edgekit.quantize.memory import input_bytes, live_bytes, output_bytes
-from edgekit.quantize.prepare import as_module, export_program, prepare
+from edgekit.quantize.prepare import as_module
 from edgekit.quantize.recipes import RECIPES
 from edgekit.quantize.rungs import RUNGS, Rung
-from edgekit.quantize.rungs.base import Quality, Sample, SimulatedJudge, Work, sample_at, spread
+from edgekit.quantize.rungs.base import Quality, Sample, SimulatedJudge, Work
 from edgekit.quantize.simulate import round_weight
-from edgekit.types import Metric, RungResult, TensorSpec
-from tests.quantize.nets import Residual, build, image_inputs
+from edgekit.types import Metric, RungResult
+from tests.quantize.rungs.work import make_work
 
-#: No drop is below it, so that every rung is climbed.
-NEVER_ENOUGH = -1.0
 STATIC = tuple(name for name, rung in RUNGS.items() if rung.static)
 FREE = ("bias_correction", "hessian_rounding", "ranges")
-
-
-@pytest.fixture(scope="module")
-def exported() -> torch.export.ExportedProgram:
-    inputs = (torch.zeros(1, 3, 32, 32),)
-    return prepare(export_program(build(Residual), inputs), inputs)[0]
-
-
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SampleSet]:
-    folder = tmp_path_factory.mktemp("sets")
-    specs = (TensorSpec("x", (1, 3, 32, 32), "float32"),)
-    found = {}
-    for seed, role in enumerate(("calibration", "choose")):
-        np.savez(folder / f"{role}.npz", x=image_inputs(24, seed))
-        found[role] = load_samples(
-            str(folder / f"{role}.npz"), specs, None, base=folder, cache=folder / "cache"
-        )
-    return found
-
-
-def make_work(
-    exported: torch.export.ExportedProgram,
-    sets: dict[str, SampleSet],
-    folder: Path,
-    max_drop: float = NEVER_ENOUGH,
-) -> Work:
-    reference = as_module(exported)
-    calibration = sets["calibration"]
-
-    def samples(limit: int) -> list[tuple[torch.Tensor, ...]]:
-        return [sample_at(calibration, i) for i in spread(calibration.n, limit)]
-
-    return Work(
-        exported=exported,
-        reference=reference,
-        program=as_module(torch.export.export(reference, (torch.zeros(1, 3, 32, 32),))),
-        ranges=calibrate(reference, lambda: samples(calibration.n)),
-        kind="minmax",
-        dtype="int8",
-        float_nodes=frozenset(),
-        calibration=samples,
-        judge=SimulatedJudge(reference, sets["choose"], "agreement"),
-        max_drop=max_drop,
-        notes=folder,
-    )
 
 
 def rungs(*names: str) -> list:  # type: ignore[type-arg]
@@ -280,63 +230,6 @@ def test_adaptive_rounding_stays_on_the_grid_and_beats_nearest(
         rounded = round_weight(new[layer.weight], layer.channel_axis)
         assert torch.allclose(rounded, new[layer.weight], atol=1e-6)
     assert work.judge(work).sqnr_db > before.sqnr_db
-
-
-def test_a_short_training_brings_the_outputs_closer(
-    exported: torch.export.ExportedProgram, sets: dict[str, SampleSet], tmp_path: Path
-) -> None:
-    work = make_work(exported, sets, tmp_path)
-    before = work.judge(work)
-    assert RUNGS["quantization_aware_training"].apply(work) == "", "nothing to learn from"
-    assert work.judge(work) == before
-    work.training = lambda: work.calibration(16)
-    assert RUNGS["quantization_aware_training"].apply(work)
-    assert work.judge(work).sqnr_db > before.sqnr_db + 1
-
-
-class Unlearnable(torch.nn.Module):
-    """Nothing in it can be learned, or no output changes with what is."""
-
-    def __init__(self, *, layer: bool) -> None:
-        super().__init__()
-        self.conv = torch.nn.Conv2d(3, 4, 3) if layer else torch.nn.Sigmoid()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = (self.conv(x) > 0.1).float()
-        return found
-
-
-@pytest.mark.parametrize("layer", [True, False])
-def test_where_nothing_can_be_learned_nothing_is_trained(
-    layer: bool, sets: dict[str, SampleSet], tmp_path: Path
-) -> None:
-    inputs = (torch.zeros(1, 3, 32, 32),)
-    program = prepare(export_program(Unlearnable(layer=layer).eval(), inputs), inputs)[0]
-    work = make_work(program, sets, tmp_path)
-    work.training = lambda: work.calibration(4)
-    assert RUNGS["quantization_aware_training"].apply(work) == ""
-
-
-def test_masked_scores_are_no_lesson(sets: dict[str, SampleSet], tmp_path: Path) -> None:
-    class Masked(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = torch.nn.Conv2d(3, 4, 3, stride=4)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            shown = torch.tensor([0.0, 0.0, float("-inf"), 0.0])
-            scores: torch.Tensor = self.conv(x).mean((2, 3))
-            return scores + shown
-
-    torch.manual_seed(0)
-    inputs = (torch.zeros(1, 3, 32, 32),)
-    program = prepare(export_program(Masked().eval(), inputs), inputs)[0]
-    work = make_work(program, sets, tmp_path)
-    work.training = lambda: work.calibration(4)
-    before = work.judge(work).sqnr_db
-    assert RUNGS["quantization_aware_training"].apply(work)
-    assert all(bool(value.isfinite().all()) for value in work.constants().values())
-    assert work.judge(work).sqnr_db > before - 1
 
 
 def test_a_costly_rung_is_not_kept_for_one_sample() -> None:
