@@ -66,8 +66,9 @@ def _own(case: Case, facts: Facts) -> str:
         return _weights(recipe, facts, weights)
     if recipe.scheme == "dynamic":
         start = f"{1 - weights:.0%} of its own error is its input, rounded by one scale"
-        rung = "float_layers" if "outlier_channels" in recipe.steps else "outlier_channels"
-        return f"{start}: the {rung} rung"
+        if "outlier_channels" in recipe.steps:
+            return f"{start}, outlier channels apart: the float_layers rung"
+        return f"{start}: the outlier_channels rung, else float_layers"
     if facts.clip_share >= _MOST:
         return _clipping(case, facts)
     if facts.stretch >= _WASTED:

@@ -30,7 +30,6 @@ from edgekit.quantize.graph import ATEN
 from edgekit.quantize.ranges import Range
 from edgekit.quantize.simulate import activation_grid, weight_scales
 
-PADS = (ATEN.pad.default, ATEN.constant_pad_nd.default)
 _SCALED = (ATEN.add.Tensor, ATEN.mul.Tensor)
 
 # The stock observer's eps of 2^-12 coarsens the grid of channels with small weights.
@@ -152,7 +151,11 @@ class CalibratedQuantizer(XNNPACKQuantizer):  # type: ignore[misc]
 
     def _annotate_pads(self, model: fx.GraphModule) -> None:
         for node in model.graph.nodes:
-            if node.op != "call_function" or node.target not in PADS or node.name in self._float:
+            if (
+                node.op != "call_function"
+                or node.target not in graph.PADS
+                or node.name in self._float
+            ):
                 continue
             source = node.args[0]
             annotation = source.meta.get(Q_ANNOTATION_KEY)

@@ -29,10 +29,10 @@ AVERAGES = (ATEN.mean.dim, ATEN.adaptive_avg_pool2d.default)
 ADDITIONS = (ATEN.add.Tensor, ATEN.sub.Tensor)
 #: Activations that runtimes fuse into the layer before them by clamping its output range.
 CLAMPS = (ATEN.relu.default, ATEN.hardtanh.default, ATEN.relu6.default)
+PADS = (ATEN.pad.default, ATEN.constant_pad_nd.default)
 #: Operators whose output holds the very values of their input: they share its scale.
 SAME_VALUES = (
-    ATEN.pad.default,
-    ATEN.constant_pad_nd.default,
+    *PADS,
     ATEN.view.default,
     ATEN.reshape.default,
     ATEN.flatten.using_ints,

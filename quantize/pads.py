@@ -12,9 +12,6 @@ from collections.abc import Mapping
 from torch import fx
 
 from edgekit.quantize import graph
-from edgekit.quantize.graph import ATEN
-
-_PADS = (ATEN.pad.default, ATEN.constant_pad_nd.default)
 
 
 def pads_beyond(gm: fx.GraphModule, extremes: Mapping[str, tuple[float, float]]) -> set[str]:
@@ -25,7 +22,7 @@ def pads_beyond(gm: fx.GraphModule, extremes: Mapping[str, tuple[float, float]])
     """
     found = set()
     for node in gm.graph.nodes:
-        if node.target not in _PADS or node.name not in extremes:
+        if node.target not in graph.PADS or node.name not in extremes:
             continue
         low, high = extremes[node.name]
         least, most = extremes.get(node.args[0].name, (low, high))
@@ -37,8 +34,8 @@ def pads_beyond(gm: fx.GraphModule, extremes: Mapping[str, tuple[float, float]])
 def moving(gm: fx.GraphModule, beyond: set[str]) -> set[str]:
     """Names of the nodes that share the range of their input: they move its values and add none.
 
-    What moves the values of one of ``beyond`` has not always its extremes: a pooling may leave the
-    border out. It is known by what was observed, too.
+    Neither the pads of ``beyond`` are among them nor what moves their values: a pooling behind one
+    may leave the border out.
     """
     found: set[str] = set()
     apart = set(beyond)

@@ -15,6 +15,7 @@ from torch import fx
 from edgekit.quantize import graph
 from edgekit.quantize.constants import fold_constants
 from edgekit.quantize.graph import ATEN
+from edgekit.quantize.products import products_as_linear, vectors_as_rows
 
 Pass = Callable[[fx.GraphModule], int]
 
@@ -47,8 +48,6 @@ _BROADCASTING = (
     ATEN.maximum.default,
     ATEN.minimum.default,
 )
-#: Products, the second or third operand of which may be a constant matrix.
-_PRODUCTS = (ATEN.mm.default, ATEN.matmul.default, ATEN.addmm.default)
 _SCALED = (
     ATEN.add.Tensor,
     ATEN.add.Scalar,
@@ -188,50 +187,6 @@ def fold_batch_norm(gm: fx.GraphModule) -> int:
     return folded
 
 
-def products_as_linear(gm: fx.GraphModule) -> int:
-    """A product with a constant matrix is a linear layer, however it is written.
-
-    So that it is quantized and repaired as one. A linear layer of one vector gets a row of one.
-    """
-    changed = 0
-    for node in list(gm.graph.nodes):
-        if node.target in _PRODUCTS:
-            changed += _to_linear(gm, node)
-        if node.target == ATEN.linear.default and node.args[0].meta["val"].dim() == 1:
-            weight = graph.constant(gm, node.args[1])
-            if weight is None or weight.dim() != 2:
-                continue
-            with gm.graph.inserting_before(node):
-                row = gm.graph.call_function(ATEN.unsqueeze.default, (node.args[0], 0))
-            value = node.meta["val"]
-            row.meta["val"] = node.args[0].meta["val"].unsqueeze(0)
-            node.update_arg(0, row)
-            node.meta["val"] = value.unsqueeze(0)
-            with gm.graph.inserting_after(node):
-                vector = gm.graph.call_function(ATEN.squeeze.dim, (node, 0))
-            vector.meta["val"] = value
-            node.replace_all_uses_with(vector, lambda user, made=vector: user is not made)
-            changed += 1
-    return changed
-
-
-def _to_linear(gm: fx.GraphModule, node: fx.Node) -> bool:
-    bias, first, second = (
-        node.args[:3] if node.target == ATEN.addmm.default else (None, *node.args[:2])
-    )
-    matrix = graph.constant(gm, second)
-    if matrix is None or matrix.dim() != 2 or not matrix.is_floating_point() or node.kwargs:
-        return False
-    shift = graph.constant(gm, bias)
-    if len(node.args) > 3 or (bias is not None and (shift is None or shift.dim() != 1)):
-        return False
-    if shift is not None and len(shift) != matrix.shape[1]:
-        return False
-    node.target, node.args = ATEN.linear.default, (first, second, bias)
-    _own(gm, node, 1, matrix.t().contiguous())
-    return True
-
-
 def fold_padding(gm: fx.GraphModule) -> int:
     """A symmetric zero pad before convolutions or average pooling becomes their own padding."""
     folded = 0
@@ -356,6 +311,7 @@ PASSES: tuple[Pass, ...] = (
     number_paddings,
     spell_out_alpha,
     products_as_linear,
+    vectors_as_rows,
     fold_batch_norm,
     fold_padding,
     add_missing_biases,

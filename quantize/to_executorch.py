@@ -16,10 +16,11 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from edgekit.data import open_samples
 from edgekit.files import write_atomic
+from edgekit.quantize import graph
 from edgekit.quantize.base import ExportRequest, example_inputs, tool_versions
 from edgekit.quantize.decompositions import load_program
 from edgekit.quantize.dequantize_apart import dequantize_apart
-from edgekit.quantize.executorch_quantizer import PADS, CalibratedQuantizer, DynamicQuantizer
+from edgekit.quantize.executorch_quantizer import CalibratedQuantizer, DynamicQuantizer
 from edgekit.quantize.float_nodes import dynamic_layers, float_closure
 from edgekit.quantize.graph import ATEN
 from edgekit.quantize.prepare import as_module
@@ -122,7 +123,7 @@ def _unwrap_pads(gm: fx.GraphModule) -> None:
     pad between a dequantize and a quantize on the largest tensors of the network.
     """
     for pad in list(gm.graph.nodes):
-        if pad.target not in PADS or getattr(pad.args[0], "target", None) != _DEQUANTIZE:
+        if pad.target not in graph.PADS or getattr(pad.args[0], "target", None) != _DEQUANTIZE:
             continue
         grid = pad.args[0].args[1:]
         if not all(user.target == _QUANTIZE and user.args[1:] == grid for user in pad.users):

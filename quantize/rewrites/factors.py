@@ -41,7 +41,6 @@ _HOMOGENEOUS = (
     ATEN.dropout.default,
     operator.getitem,
 )
-_PADS = (ATEN.pad.default, ATEN.constant_pad_nd.default)
 _PRODUCTS = (ATEN.mul.Tensor, ATEN.matmul.default, ATEN.bmm.default, ATEN.mm.default)
 
 
@@ -133,7 +132,7 @@ def _output_factor(node: fx.Node, carried: Mapping[fx.Node, _Carried]) -> float 
     if parts:
         factors = {factor(part) for part in parts}
         return factors.pop() if len(factors) == 1 else None
-    if node.target not in _HOMOGENEOUS or (node.target in _PADS and not _pads_with_zero(node)):
+    if node.target not in _HOMOGENEOUS or (node.target in graph.PADS and not _pads_with_zero(node)):
         return None
     return factor(node.args[0])
 

@@ -85,6 +85,15 @@ def test_a_shift_that_comes_from_before_is_cured_by_bias_correction_unless_it_wa
     assert "bias_correction" not in advise(case(own_share=0.02, measured=shifted, recipe=tried))
 
 
+def test_what_dynamic_int8_loses_by_its_inputs() -> None:
+    dynamic, facts = RECIPES["dynamic_wi8_afp32"], Facts(20.0, weight_share=0.2)
+    advice = advise(case(facts, dynamic))
+    assert advice.startswith("80% of its own error is its input") and "outlier_channels" in advice
+    tried = replace(dynamic, steps=("outlier_channels",))
+    assert "float_layers" in advise(case(facts, tried))
+    assert "weights" in advise(case(replace(facts, weight_share=0.8), dynamic))
+
+
 def test_what_stays_float_has_no_error_of_its_own() -> None:
     assert "stays in float" in advise(case(None))
     assert "run-time" in advise(case(None, RECIPES["dynamic_wi8_afp32"]))

@@ -99,10 +99,21 @@ class Upsampled(nn.Module):
         return found
 
 
+class GroupedUp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.up = nn.Conv2d(3, 8, 3, 2), nn.ConvTranspose2d(8, 8, 2, 2, groups=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.up(torch.relu(self.conv(x)))
+        return found
+
+
+@pytest.mark.parametrize("net", [Upsampled, GroupedUp])
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_clamp_after_a_transposed_convolution(runtime: str, tmp_path: Path) -> None:
+def test_transposed_convolutions(net: type[nn.Module], runtime: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    given = case(Upsampled().eval(), tmp_path, ["x"])
+    given = case(net().eval(), tmp_path, ["x"])
     artifact = given.export(runtime, "static_wi8_ai8", tmp_path / "out")
     assert given.sqnr_db(artifact, runtime)[0] > 30
 
@@ -126,24 +137,6 @@ def test_arithmetic_on_integers_stays_on_integers(runtime: str, tmp_path: Path) 
     torch.manual_seed(0)
     sets = [[np.random.default_rng(i).integers(0, 9, (16, 1, 5))] for i in range(2)]
     given = case_of(Whole().eval(), tmp_path, ["x"], *sets)
-    artifact = given.export(runtime, "static_wi8_ai8", tmp_path / "out")
-    assert given.sqnr_db(artifact, runtime)[0] > 30
-
-
-class GroupedUp(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.up = nn.Conv2d(3, 8, 3, 2), nn.ConvTranspose2d(8, 8, 2, 2, groups=2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.up(torch.relu(self.conv(x)))
-        return found
-
-
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_transposed_convolution_in_groups(runtime: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    given = case(GroupedUp().eval(), tmp_path, ["x"])
     artifact = given.export(runtime, "static_wi8_ai8", tmp_path / "out")
     assert given.sqnr_db(artifact, runtime)[0] > 30
 
