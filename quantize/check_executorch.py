@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
-from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 from executorch.exir.dialects.edge._ops import EdgeOpOverload
 from executorch.extension.pybindings.portable_lib import _get_operator_names
@@ -21,6 +20,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from edgekit.quantize.check import Verdict, worst
 from edgekit.quantize.decompositions import decompose
+from edgekit.quantize.executorch_partitioner import Partitioner
 from edgekit.quantize.executorch_quantizer import CalibratedQuantizer
 from edgekit.quantize.origins import calls, mark, marked
 from edgekit.quantize.prepare import as_module
@@ -59,7 +59,7 @@ class _Asked(Exception):
     """Ends the lowering once the partitioner was asked."""
 
 
-class _Recorder(XnnpackPartitioner):  # type: ignore[misc]
+class _Recorder(Partitioner):
     """The partitioner of the exporter, which only notes what it would take."""
 
     def __init__(self) -> None:

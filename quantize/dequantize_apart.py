@@ -7,11 +7,12 @@ given the same: the file does not load, or what leaves the delegate has its axes
 
 from __future__ import annotations
 
-from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir.backend.canonical_partitioners.config_partitioner import format_target_name
 from executorch.exir.dialects._ops import ops
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
+
+from edgekit.quantize.executorch_partitioner import Partitioner
 
 _EDGE = ops.edge.quantized_decomposed
 _QUANTIZE = _EDGE.quantize_per_tensor.default
@@ -25,7 +26,7 @@ def dequantize_apart(gm: fx.GraphModule) -> PassResult:
     in float, unless one reads what the other gives (the sigmoid and the product of a SiLU): these
     two are in one delegate for sure.
     """
-    delegated = set(XnnpackPartitioner().target_partitioner_configs)
+    delegated = set(Partitioner().target_partitioner_configs)
     changed = False
     for node in list(gm.graph.nodes):
         if node.target != _DEQUANTIZE:

@@ -1,8 +1,8 @@
 """XNNPACK's quantizers for PT2E, given ranges that were calibrated before.
 
 Static INT8 extends the stock quantizer: layers fused with ReLU6 are one pattern, activations take
-the ranges of edgekit's calibration instead of observers, pads share the scale of what they pad, and
-a concatenation has the scale of its result instead of its first part's.
+the ranges of edgekit's calibration instead of observers, pads share the scale of what they pad, a
+concatenation has the scale of its result instead of its first part's, and hard swish is int8.
 """
 
 from __future__ import annotations
@@ -108,6 +108,7 @@ class CalibratedQuantizer(XNNPACKQuantizer):  # type: ignore[misc]
                 # stock quantizer takes integers for floats where they are joined.
                 node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(_annotated=True)
         self._annotate_clamped_layers(model)
+        self._annotate_hardswish(model)
         super().annotate(model)
         self._annotate_pads(model)
         self._annotate_averages(model)
@@ -148,6 +149,16 @@ class CalibratedQuantizer(XNNPACKQuantizer):  # type: ignore[misc]
             layer.activation.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
                 output_qspec=self._activation, _annotated=True
             )
+
+    def _annotate_hardswish(self, model: fx.GraphModule) -> None:
+        """Hard swish in int8, which :mod:`edgekit.quantize.executorch_partitioner` delegates."""
+        for node in model.graph.nodes:
+            if node.target == ATEN.hardswish.default and node.name not in self._float:
+                node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
+                    input_qspec_map={node.args[0]: self._activation},
+                    output_qspec=self._activation,
+                    _annotated=True,
+                )
 
     def _annotate_pads(self, model: fx.GraphModule) -> None:
         for node in model.graph.nodes:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
-from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 from torch import fx
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
@@ -20,6 +19,7 @@ from edgekit.quantize import graph
 from edgekit.quantize.base import ExportRequest, example_inputs, tool_versions
 from edgekit.quantize.decompositions import load_program
 from edgekit.quantize.dequantize_apart import dequantize_apart
+from edgekit.quantize.executorch_partitioner import Partitioner
 from edgekit.quantize.executorch_quantizer import CalibratedQuantizer, DynamicQuantizer
 from edgekit.quantize.float_nodes import dynamic_layers, float_closure
 from edgekit.quantize.graph import ATEN
@@ -41,7 +41,7 @@ def export(request: ExportRequest) -> Mapping[str, str]:
     lowered = to_edge_transform_and_lower(
         program,
         transform_passes=[dequantize_apart],
-        partitioner=[XnnpackPartitioner()],
+        partitioner=[Partitioner()],
         # The verifier rejects operators that run well outside the delegate.
         compile_config=EdgeCompileConfig(_check_ir_validity=False),
     ).to_executorch()

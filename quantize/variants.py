@@ -32,6 +32,9 @@ _DELEGATED = ("moves_as_slices", "decompose_attention", "spell_out_silu")
 #: quantized ReLU6 is wrong where no layer takes it in.
 BY_RUNTIME: dict[str, tuple[Variant, ...]] = {
     "executorch": (
+        # A hard sigmoid has constants that come from outside of the delegate. Hard swish is one
+        # table, and folded it would be more.
+        Variant("fold_squeeze_excite", rewrites=("fold_hardsigmoid",)),
         # The delegate has no SiLU, but sigmoid and product.
         Variant("silu_as_product", rewrites=("spell_out_silu",)),
         # All that the delegate takes only in another form; with SiLU alone it is the one above.

@@ -77,6 +77,11 @@ def test_executorch_gets_all_forms_of_its_delegate_at_once() -> None:
     assert rewrites("decompose_attention") == [(), ("decompose_attention",)]
 
 
+def test_squeeze_and_excite_is_folded_for_executorch_and_hard_swish_is_not() -> None:
+    made = variants("executorch", "static", ("fold_hardswish", "fold_hardsigmoid"), (HARDSWISH,))
+    assert [variant.rewrites for variant in made] == [(), ("fold_hardsigmoid",)]
+
+
 def test_means_that_a_rewrite_brings_in_stay_float() -> None:
     (_, made) = variants("tflite", "static", ("channels_first",), ("aten.layer_norm.default",))
     assert made.float_ops == ("aten.convolution.default",)
