@@ -52,7 +52,10 @@ def to_modules(gm: fx.GraphModule, float_nodes: Collection[str] = ()) -> fx.Grap
             single = isinstance(result, (tuple, list)) and len(result) == 1
             rebuilt.output(result[0] if single else result)
         elif node.name in float_nodes and node not in constants:
-            nodes[node] = rebuilt.node_copy(node, load)
+            nodes[node] = copied = rebuilt.node_copy(node, load)
+            if node.target == ATEN.view.default:
+                # Quantized layers give their channels last, of which there is not always a view.
+                copied.target = ATEN.reshape.default
         elif node.op == "call_function" and node not in constants:
             module = nn.ReLU() if node in fused else _module(gm, node)
             if module is not None:

@@ -99,6 +99,27 @@ class Upsampled(nn.Module):
         return found
 
 
+class Pooled(nn.Module):
+    """A few averages per channel, as VGG has them: float in TorchScript, behind channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(32, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.adaptive_avg_pool2d(torch.relu(self.conv(x)), 2)
+        found: torch.Tensor = self.head(x.flatten(1))
+        return found
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_averages_are_flattened(runtime: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given = case(Pooled().eval(), tmp_path, ["x"])
+    artifact = given.export(runtime, "static_wi8_ai8", tmp_path / "out")
+    assert given.sqnr_db(artifact, runtime)[0] > 30
+
+
 class GroupedUp(nn.Module):
     def __init__(self) -> None:
         super().__init__()
