@@ -1,7 +1,7 @@
 """What XNNPACK's delegate takes of an ExecuTorch program: all that is stock, and int8 hard swish.
 
 The stock partitioner takes hard swish in float only, so that an int8 network converts every feature
-map to float and back around it. The kernels look an int8 hard swish up in a table.
+map to float and back around it. The delegate itself takes it between int8 values as well.
 """
 
 from __future__ import annotations
