@@ -28,8 +28,8 @@ class Swished(nn.Module):
         return found
 
 
-# The grids of what goes in and of what comes out differ most where nearly all is negative; far below
-# -3 nothing comes out at all.
+# The grids of what goes in and of what comes out differ most where nearly all is negative; far
+# below -3 nothing comes out at all.
 @pytest.mark.parametrize(
     ("scale", "shift"), [(1, 0), (1e-5, 0), (2000, 0), (1, -2.5), (1, -4), (1, 40), (200, -900)]
 )
