@@ -151,14 +151,23 @@ class CalibratedQuantizer(XNNPACKQuantizer):  # type: ignore[misc]
             )
 
     def _annotate_hardswish(self, model: fx.GraphModule) -> None:
-        """Hard swish in int8, which :mod:`edgekit.quantize.executorch_partitioner` delegates."""
+        """Hard swish in int8, which :mod:`edgekit.quantize.executorch_partitioner` delegates.
+
+        Not where a neighbour is float: int8 would round once more and save no conversion.
+        """
         for node in model.graph.nodes:
-            if node.target == ATEN.hardswish.default and node.name not in self._float:
+            if node.target != ATEN.hardswish.default or node.name in self._float:
+                continue
+            if self._computes(node.args[0]) and any(self._computes(it) for it in node.users):
                 node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
                     input_qspec_map={node.args[0]: self._activation},
                     output_qspec=self._activation,
                     _annotated=True,
                 )
+
+    def _computes(self, node: fx.Node) -> bool:
+        """Whether ``node`` is neither the network's input or output nor left in float."""
+        return node.op == "call_function" and node.name not in self._float
 
     def _annotate_pads(self, model: fx.GraphModule) -> None:
         for node in model.graph.nodes:

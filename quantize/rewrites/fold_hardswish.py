@@ -1,6 +1,6 @@
 """Hard swish as ``x * relu6(x + 3)``, with its division by 6 in the weights of its consumers.
 
-XNNPACK has no int8 hard swish, so an int8 one breaks TFLite's graph into many delegates. Written
+TFLite's delegate takes no int8 hard swish, so one breaks the graph into many delegates. Written
 as ``x * relu6(x + 3) / 6`` TFLite's converter finds it again; without the division it does not.
 """
 

@@ -49,6 +49,24 @@ def test_several_readers_share_its_int8_value(tmp_path: Path) -> None:
     assert inspect_file(artifact).quantize_ops == 2
 
 
+# The least that is left where the hard swish is in float; rounding before and behind it costs more.
+@pytest.mark.parametrize(("float_node", "least_db"), [("conv2d", 37), ("conv2d_1", 39.4)])
+def test_float_beside_a_layer_in_float(float_node: str, least_db: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given = case(Swished(1, 0).eval(), tmp_path, ["x"])
+    artifact = given.export(
+        "executorch", "static_wi8_ai8", tmp_path / "out", float_nodes=[float_node]
+    )
+    assert given.sqnr_db(artifact, "executorch")[0] > least_db
+
+
+def test_float_as_the_output(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    given = case(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Hardswish()).eval(), tmp_path, ["x"])
+    artifact = given.export("executorch", "static_wi8_ai8", tmp_path / "out")
+    assert given.sqnr_db(artifact, "executorch")[0] > 38.5
+
+
 def test_check_calls_it_int8(tmp_path: Path) -> None:
     program = saved(tmp_path, Swished(1, 0).eval(), (torch.zeros(1, 3, 32, 32),))
     assert verdicts("executorch", program)["hardswish"].fate == "int8"
