@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from edgekit.quantize import graph
+from edgekit.quantize.graph import ATEN
 
 _PASSES_ON = ("quantize_", "dequantize")
 _AUXILIARY = "choose_qparams"
@@ -64,12 +65,17 @@ def _take(
     copy still has ATen operators."""
     candidates = waiting.get(tuple(dict.fromkeys(operands)), [])
     if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten":
-        candidates = [found for found in candidates if found.target == node.target]
+        candidates = [found for found in candidates if _operator(found) == _operator(node)]
     if not candidates:
         return None
     taken = candidates[0]
     waiting[tuple(dict.fromkeys(operands))].remove(taken)
     return taken
+
+
+def _operator(node: fx.Node) -> Any:
+    """What an ATen node calls; a view may have been made a reshape, which gives the same."""
+    return ATEN.view.default if node.target == ATEN.reshape.default else node.target
 
 
 def _fused(converted: fx.GraphModule, node: fx.Node, found: fx.Node) -> fx.Node:
