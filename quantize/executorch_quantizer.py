@@ -153,7 +153,8 @@ class CalibratedQuantizer(XNNPACKQuantizer):  # type: ignore[misc]
     def _annotate_hardswish(self, model: fx.GraphModule) -> None:
         """Hard swish in int8, which :mod:`edgekit.quantize.executorch_partitioner` delegates.
 
-        Not where a neighbour is float: int8 would round once more and save no conversion.
+        Not beside what was left in float, or as the network's input or output: int8 would round
+        once more there and save no conversion.
         """
         for node in model.graph.nodes:
             if node.target != ATEN.hardswish.default or node.name in self._float:
