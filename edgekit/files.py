@@ -137,7 +137,7 @@ def _new_locked_file(path: Path) -> int:
         # Not tempfile: its 0600 would stay on the final file.
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         _try_lock(fd, block=True)
-        if os.fstat(fd).st_nlink:
+        if _is_still(path, fd):
             return fd
         os.close(fd)
 
@@ -153,7 +153,7 @@ def _new_locked_dir(path: Path) -> Iterator[None]:
             continue
         try:
             _try_lock(fd, block=True)
-            if path.is_dir() and os.path.samestat(os.fstat(fd), path.stat()):
+            if _is_still(path, fd):
                 yield
                 return
         finally:
@@ -169,9 +169,18 @@ def _locked(path: Path) -> Iterator[bool]:
         yield False
         return
     try:
-        yield _try_lock(fd, block=False)
+        # Before the lock came, another cleaner may have removed it and its writer made it again.
+        yield _try_lock(fd, block=False) and _is_still(path, fd)
     finally:
         os.close(fd)
+
+
+def _is_still(path: Path, fd: int) -> bool:
+    """Whether ``path`` leads to what ``fd`` was opened on."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def _try_lock(fd: int, *, block: bool) -> bool:

@@ -224,6 +224,38 @@ def test_a_cleaner_never_takes_what_is_just_being_made(tmp_path: Path) -> None:
             cleaner.join()
 
 
+@pytest.mark.parametrize("kind", ["tmp", "staging"])
+def test_a_cleaner_never_takes_what_was_made_again(
+    tmp_path: Path, tripwire: Tripwire, kind: str
+) -> None:
+    """At each step of a cleaner another one comes, and the writer makes again what that removed."""
+    path = tmp_path / f".x.edgekit-{kind}-00000000"
+    kept: list[bool] = []  # whether it was there still, for each time that it was made again
+
+    for step in range(1, 100):
+        path.touch() if kind == "tmp" else path.mkdir()
+        with contextlib.ExitStack() as writer:
+
+            def race(writer: contextlib.ExitStack = writer) -> None:
+                if not remove_stale_staging(tmp_path):
+                    return
+                if kind == "tmp":
+                    writer.callback(os.close, files._new_locked_file(path))
+                else:
+                    writer.enter_context(files._new_locked_dir(path))
+                writer.callback(lambda: kept.append(path.exists()))
+
+            tripwire.arm(step, race)
+            remove_stale_staging(tmp_path)
+            finished = tripwire.disarm()
+        remove_stale_staging(tmp_path)
+        if finished:
+            break
+    assert finished
+    assert kept
+    assert all(kept)
+
+
 def test_an_old_folder_comes_back_only_where_there_is_none(tmp_path: Path) -> None:
     aside = tmp_path / ".final.edgekit-old-00000000"
     aside.mkdir()
