@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgekit import quality
 from edgekit.bundle import Bundle, write_bundle, write_raw_tensor
 from edgekit.targets.device import Device, connect
 from edgekit.targets.runtimes import cache_dir
@@ -117,11 +118,18 @@ def _deploy(device: Device, bundle: Bundle, runtimes: tuple[str, ...]) -> Deploy
 def test_int8_keeps_its_quality_there(
     system: str, runtime: str, deployed: Callable[[str], Deployed]
 ) -> None:
-    result = deployed(system).results[runtime]
+    there = deployed(system)
+    result = there.results[runtime]
     assert result.status == "ok", result.error
     assert result.facts_before.emulated
     assert result.golden and min(check.sqnr_db_float for check in result.golden) >= 20
-    assert result.top1_agreement is not None and result.top1_agreement >= 0.9
+    # What so few samples agree on is chance (test_main_job holds the model to a bar on 210), but
+    # the same here and there but for a close call.
+    golden = there.bundle.manifest.golden
+    (floats,), (ours,) = golden.outputs, golden.artifact_outputs[artifact(runtime, INT8)]
+    here = quality.agreement(golden.metric, there.bundle.tensor(floats), there.bundle.tensor(ours))
+    assert here is not None and result.top1_agreement is not None
+    assert result.top1_agreement >= here - 1.01 / GOLDEN
 
 
 @pytest.mark.parametrize(
