@@ -42,7 +42,7 @@ def made_key(case: Case, *, olive: bool) -> str:
     """Of everything that is made and judged."""
     files = [_QUALITY / name for name in _JUDGING]
     files += _found(_EDGEKIT, [*_ENGINE, *_RUNNERS, "quality.py", "types.py"])
-    ours = (case.metric, case.max_drop, case.recipes, case.parts)
+    ours = (case.metric, case.max_drop, case.recipes, case.rungs, case.parts)
     return _hash(files, (stock_key(case), ours, olive))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,7 @@ eval = "{sets}/choose.npz"
 metric = "{metric}"
 
 [quantize]
-{recipes}bundle = "bundle"
+{recipes}{rungs}bundle = "bundle"
 
 [budget]
 max_drop = {max_drop}
@@ -89,7 +90,6 @@ def make_ours(
     Raises:
         EdgekitError: nothing could be made.
     """
-    names = ", ".join(f'"{name}"' for name in case.recipes)
     folder.mkdir(parents=True, exist_ok=True)
     settings = _SETTINGS.format(
         name=factory or case.name,
@@ -97,12 +97,18 @@ def make_ours(
         factory=factory or case.factory,
         sets=sets,
         metric=case.metric,
-        recipes=f"recipes = [{names}]\n" if names else "",
+        recipes=_array("recipes", case.recipes),
+        rungs=_array("rungs", case.rungs),
         max_drop=case.max_drop,
     )
     write_atomic(folder / "edgekit.toml", settings)
     outcome = Project.load(folder).quantize()
     return outcome.bundle, outcome.failures
+
+
+def _array(key: str, names: Sequence[str]) -> str:
+    """A line of TOML; nothing where there are no names, so that the default holds."""
+    return f"{key} = [{', '.join(map(json.dumps, names))}]\n" if names else ""
 
 
 def ours(bundle: Bundle, failures: Sequence[CandidateFailure]) -> list[Made]:
